@@ -1,0 +1,48 @@
+"""cattn: exact attention for CPUs. NumPy in, NumPy out.
+
+>>> import numpy as np, cattn
+>>> q, k, v = np.random.default_rng(0).standard_normal((3, 8, 128, 64), dtype=np.float32)
+>>> cattn.attention(q, k, v, causal=True).shape
+(8, 128, 64)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from cattn._attention import attention, attention_backward, merge_attention
+from cattn._config import (
+    __version__,
+    get_cmake_dir,
+    get_include,
+    get_num_threads,
+    set_num_threads,
+    show_config,
+)
+from cattn._types import AttentionGrads, AttentionResult
+
+if TYPE_CHECKING:
+    from cattn import lm, reference
+
+__all__ = [
+    "AttentionGrads",
+    "AttentionResult",
+    "__version__",
+    "attention",
+    "attention_backward",
+    "get_cmake_dir",
+    "get_include",
+    "get_num_threads",
+    "lm",
+    "merge_attention",
+    "reference",
+    "set_num_threads",
+    "show_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded at first use: most programs want the kernels only, and quickly.
+    if name in ("lm", "reference"):
+        import importlib
+
+        return importlib.import_module(f"cattn.{name}")
+    raise AttributeError(f"module 'cattn' has no attribute {name!r}")

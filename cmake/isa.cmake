@@ -1,0 +1,24 @@
+# The one table of instruction sets: name, architecture, source, compiler flags.
+# A new ISA is a row here, a vec/<name>.h, an isa_<name>.cpp and a line in core/dispatch.cpp.
+set(CATTN_ISAS "")
+
+function(cattn_isa name architectures)
+  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "${architectures}")
+    return()
+  endif()
+  add_library(cattn_isa_${name} OBJECT src/kernels/isa_${name}.cpp)
+  target_link_libraries(cattn_isa_${name} PRIVATE cattn_flags)
+  # The kernels are written for an optimising compiler in every build type: at -O0 the vector
+  # wrappers would be calls, and inline functions would become weak symbols.
+  target_compile_options(cattn_isa_${name} PRIVATE ${ARGN} -O3 -fno-math-errno -fno-trapping-math
+    -fno-exceptions -fno-rtti -fno-stack-protector
+    -Wno-maybe-uninitialized -Wno-uninitialized)  # GCC 12 warns about its own AVX-512 intrinsics
+  set_target_properties(cattn_isa_${name} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+  set(CATTN_ISAS ${CATTN_ISAS} ${name} PARENT_SCOPE)
+endfunction()
+
+cattn_isa(generic ".*")
+cattn_isa(avx2    "x86_64|AMD64" -mavx2 -mfma -mf16c)
+cattn_isa(avx512  "x86_64|AMD64" -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+                                 -mprefer-vector-width=512)
+cattn_isa(neon    "aarch64|arm64")

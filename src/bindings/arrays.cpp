@@ -1,0 +1,171 @@
+#include "bindings/arrays.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+namespace cattn::python {
+namespace {
+
+int32_t dtype_code(const py::array& a, Kind kind) {
+  const char type = a.dtype().kind();
+  const auto size = a.itemsize();
+  switch (kind) {
+    case Kind::floating:
+      if (type == 'f' && size == 4) return CATTN_FLOAT32;
+      if (type == 'f' && size == 8) return CATTN_FLOAT64;
+      return 0;
+    case Kind::boolean: return type == 'b' ? CATTN_BOOL : 0;
+    case Kind::integer: return type == 'i' || type == 'u' ? CATTN_INT64 : 0;
+  }
+  return 0;
+}
+
+const char* expected(Kind kind) {
+  switch (kind) {
+    case Kind::floating: return "float32 or float64";
+    case Kind::boolean: return "bool (True = may attend)";
+    case Kind::integer: return "an integer";
+  }
+  return "";
+}
+
+bool walkable(const py::array& a, bool contiguous_rows) {
+  const auto& dtype = a.dtype();
+  if (dtype.byteorder() == '>' || !(a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
+    return false;
+  }
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) {
+    if (a.strides(i) % a.itemsize() != 0) return false;
+  }
+  const py::ssize_t last = a.ndim() - 1;
+  return !contiguous_rows || last < 0 || a.shape(last) <= 1 || a.strides(last) == a.itemsize();
+}
+
+void describe(const char* name, const py::array& a, int32_t dtype, Layout layout,
+              cattn_array& description) {
+  if (a.ndim() > CATTN_MAX_NDIM) {
+    throw py::value_error(std::string(name) + ": has " + std::to_string(a.ndim()) +
+                          " axes, expected at most " + std::to_string(CATTN_MAX_NDIM));
+  }
+  // Empty arrays are given too, whatever their pointer.
+  static char nothing;
+  description.data = a.data() ? const_cast<void*>(a.data()) : &nothing;
+  description.dtype = dtype;
+  description.ndim = static_cast<int32_t>(a.ndim());
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) {
+    description.shape[i] = a.shape(i);
+    description.strides[i] = a.strides(i) / a.itemsize();
+  }
+  if (layout == Layout::blhd && a.ndim() >= 3) {
+    const auto n = a.ndim();
+    std::swap(description.shape[n - 2], description.shape[n - 3]);
+    std::swap(description.strides[n - 2], description.strides[n - 3]);
+  }
+}
+
+std::string shape_text(const std::vector<py::ssize_t>& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+// The shape that the caller sees.
+std::vector<py::ssize_t> caller_shape(const cattn_array& description, Layout layout) {
+  std::vector<py::ssize_t> shape(description.shape, description.shape + description.ndim);
+  if (layout == Layout::blhd && shape.size() >= 3) {
+    std::swap(shape[shape.size() - 2], shape[shape.size() - 3]);
+  }
+  return shape;
+}
+
+py::dtype dtype_of(int32_t code) {
+  return code == CATTN_FLOAT64 ? py::dtype::of<double>() : py::dtype::of<float>();
+}
+
+}  // namespace
+
+Layout parse_layout(const std::string& word) {
+  if (word == "bhld") return Layout::bhld;
+  if (word == "blhd") return Layout::blhd;
+  throw py::value_error("layout: is '" + word + "', expected 'bhld' or 'blhd'");
+}
+
+Argument input(const char* name, const py::object& object, Kind kind, Layout layout) {
+  Argument argument;
+  if (object.is_none()) return argument;
+  argument.array = py::array::ensure(object);
+  if (!argument.array) {
+    PyErr_Clear();
+    throw py::type_error(std::string(name) + ": is not an array");
+  }
+  const int32_t dtype = dtype_code(argument.array, kind);
+  if (dtype == 0) {
+    throw py::type_error(std::string(name) + ": dtype " +
+                         py::str(argument.array.dtype()).cast<std::string>() + ", expected " +
+                         expected(kind));
+  }
+  if (kind == Kind::integer) {
+    argument.array = py::array_t<int64_t, py::array::forcecast>(argument.array);
+  } else if (!walkable(argument.array, kind == Kind::floating)) {
+    // A C-ordered copy in native byte order.
+    const py::object native = argument.array.dtype().attr("newbyteorder")("=");
+    argument.array = argument.array.attr("astype")(native, py::arg("order") = "C");
+  }
+  describe(name, argument.array, dtype, layout, argument.description);
+  return argument;
+}
+
+Argument new_output(const cattn_array& description, Layout layout) {
+  Argument argument;
+  argument.array = py::array(dtype_of(description.dtype), caller_shape(description, layout));
+  describe("out", argument.array, description.dtype, layout, argument.description);
+  return argument;
+}
+
+Argument given_output(const char* name, const py::object& object, const cattn_array& description,
+                      Layout layout) {
+  if (!py::isinstance<py::array>(object)) {
+    throw py::type_error(std::string(name) + ": is not a numpy.ndarray");
+  }
+  Argument argument;
+  argument.array = py::reinterpret_borrow<py::array>(object);
+  const py::array& a = argument.array;
+  const std::vector<py::ssize_t> shape(a.shape(), a.shape() + a.ndim());
+  const std::vector<py::ssize_t> wanted = caller_shape(description, layout);
+  if (shape != wanted) {
+    throw py::value_error(std::string(name) + ": shape " + shape_text(shape) + ", expected " +
+                          shape_text(wanted));
+  }
+  if (dtype_code(a, Kind::floating) != description.dtype || a.dtype().byteorder() == '>') {
+    throw py::type_error(std::string(name) + ": dtype " +
+                         py::str(a.dtype()).cast<std::string>() + ", expected " +
+                         py::str(dtype_of(description.dtype)).cast<std::string>());
+  }
+  if (!a.writeable()) throw py::value_error(std::string(name) + ": is read-only");
+  if (!walkable(a, true)) {
+    throw py::value_error(std::string(name) + ": the last axis must be contiguous and aligned");
+  }
+  describe(name, a, description.dtype, layout, argument.description);
+  return argument;
+}
+
+bool may_overlap(const py::array& a, const py::array& b) {
+  static const py::object function = py::module_::import("numpy").attr("may_share_memory");
+  return function(a, b).cast<bool>();
+}
+
+void raise_on_error(cattn_status status) {
+  switch (status) {
+    case CATTN_OK: return;
+    case CATTN_ERROR_VALUE: throw py::value_error(cattn_error_message());
+    case CATTN_ERROR_TYPE: throw py::type_error(cattn_error_message());
+    case CATTN_ERROR_MEMORY:
+      PyErr_SetString(PyExc_MemoryError, cattn_error_message());
+      throw py::error_already_set();
+    case CATTN_ERROR_INTERNAL: break;
+  }
+  throw std::runtime_error(cattn_error_message());
+}
+
+}  // namespace cattn::python

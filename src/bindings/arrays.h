@@ -1,0 +1,45 @@
+// NumPy arrays as cattn_array, and back.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "cattn.h"
+
+namespace cattn::python {
+
+namespace py = pybind11;
+
+// What an argument may hold.
+enum class Kind { floating, boolean, integer };
+
+// "blhd" exchanges the two axes before the last.
+enum class Layout { bhld, blhd };
+Layout parse_layout(const std::string& word);
+
+// An argument: the array that keeps the memory alive and its description. Absent for None.
+struct Argument {
+  py::array array;
+  cattn_array description{};
+
+  explicit operator bool() const { return description.data != nullptr; }
+};
+
+// An input as it is, or as one copy where the core could not walk it (last axis not contiguous,
+// misaligned, foreign byte order). Integers become int64.
+Argument input(const char* name, const py::object& object, Kind kind,
+               Layout layout = Layout::bhld);
+
+// A new array for an output that the core has described.
+Argument new_output(const cattn_array& description, Layout layout = Layout::bhld);
+
+// The caller's `out=`, checked against the description. Shape and dtype must be exact.
+Argument given_output(const char* name, const py::object& object, const cattn_array& description,
+                      Layout layout);
+
+// Whether the memory of two arrays may overlap.
+bool may_overlap(const py::array& a, const py::array& b);
+
+// Raises the Python exception of a status other than CATTN_OK.
+void raise_on_error(cattn_status status);
+
+}  // namespace cattn::python

@@ -1,0 +1,45 @@
+#include "core/cpu.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+#include <cstdint>
+#endif
+
+namespace cattn {
+namespace {
+
+#if defined(__x86_64__)
+uint64_t extended_control_register() {
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+CpuFeatures detect() {
+  CpuFeatures features;
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return features;
+  const bool os_saves_registers = (c >> 27 & 1) != 0;
+  const bool fma = (c >> 12 & 1) != 0, f16c = (c >> 29 & 1) != 0;
+  if (!os_saves_registers || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
+  const uint64_t state = extended_control_register();
+  const bool ymm = (state & 0x6) == 0x6;
+  const bool zmm = (state & 0xe6) == 0xe6;
+  const auto bit = [&](int i) { return (b >> i & 1) != 0; };
+  features.avx2 = ymm && fma && f16c && bit(5);
+  features.avx512 = features.avx2 && zmm && bit(16) && bit(17) && bit(30) && bit(31);
+  return features;
+}
+#else
+CpuFeatures detect() { return {}; }
+#endif
+
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures features = detect();
+  return features;
+}
+
+}  // namespace cattn

@@ -1,0 +1,83 @@
+#include "core/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <vector>
+
+#include "core/cpu.h"
+#include "core/error.h"
+
+namespace cattn {
+
+namespace generic {
+extern const KernelTable table;
+}
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+namespace neon {
+extern const KernelTable table;
+}
+
+namespace {
+
+// Slowest first.
+const std::vector<const KernelTable*>& runnable() {
+  static const std::vector<const KernelTable*> tables = [] {
+    std::vector<const KernelTable*> found{&generic::table};
+#if defined(CATTN_HAVE_AVX2)
+    if (cpu_features().avx2) found.push_back(&avx2::table);
+#endif
+#if defined(CATTN_HAVE_AVX512)
+    if (cpu_features().avx512) found.push_back(&avx512::table);
+#endif
+#if defined(CATTN_HAVE_NEON)
+    found.push_back(&neon::table);  // every aarch64 has it
+#endif
+    return found;
+  }();
+  return tables;
+}
+
+const KernelTable* find(const std::string& name, const char* who) {
+  std::string names;
+  for (const KernelTable* table : runnable()) {
+    if (name == table->name) return table;
+    names += (names.empty() ? "" : ", ") + std::string(table->name);
+  }
+  value_error(std::string(who) + ": '" + name + "' is not an instruction set that runs here (" +
+              names + ")");
+}
+
+std::atomic<const KernelTable*> g_table{nullptr};
+
+}  // namespace
+
+const KernelTable& kernel_table() {
+  const KernelTable* table = g_table.load(std::memory_order_acquire);
+  if (!table) {
+    const char* const name = std::getenv("CATTN_ISA");
+    table = name && *name ? find(name, "CATTN_ISA") : runnable().back();
+    g_table.store(table, std::memory_order_release);
+  }
+  return *table;
+}
+
+const KernelSet& kernel_set(const KernelTable& table, int32_t dtype) {
+  return dtype == CATTN_FLOAT64 ? table.float64 : table.float32;
+}
+
+void set_isa(const std::string& name) {
+  g_table.store(find(name, "isa"), std::memory_order_release);
+}
+
+const KernelTable* available_table(int32_t i) {
+  const auto& tables = runnable();
+  return i >= 0 && static_cast<size_t>(i) < tables.size() ? tables[static_cast<size_t>(i)]
+                                                          : nullptr;
+}
+
+}  // namespace cattn

@@ -1,0 +1,97 @@
+#include "core/parallel.h"
+
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <thread>
+
+namespace cattn {
+namespace {
+
+std::atomic<int32_t> g_num_threads{0};
+
+// libgomp keeps its worker threads between parallel regions, a forked child does not inherit them,
+// and its next region would wait for them for ever. A thread that is new in the child has a team
+// of its own, so the child's regions start from such a thread.
+std::atomic<bool> g_team_used{false};
+std::atomic<bool> g_team_lost{false};
+
+void note_fork() {
+  if (g_team_used.load(std::memory_order_relaxed)) g_team_lost = true;
+}
+
+struct ForkWatch {
+  ForkWatch() { pthread_atfork(nullptr, nullptr, note_fork); }
+};
+
+struct Team {
+  std::atomic<Index> next{0};
+  Index items;
+  const ItemFunction* f;
+};
+
+void work(void* argument, int32_t thread) {
+  Team& team = *static_cast<Team*>(argument);
+  while (true) {
+    const Index item = team.next.fetch_add(1, std::memory_order_relaxed);
+    if (item >= team.items) return;
+    (*team.f)(item, thread);
+  }
+}
+
+void run_openmp(Team& team, int32_t threads) {
+#pragma omp parallel num_threads(threads)
+  work(&team, omp_get_thread_num());
+}
+
+int32_t environment_threads() {
+  if (const char* text = std::getenv("OMP_NUM_THREADS")) {
+    const long n = std::strtol(text, nullptr, 10);  // a list gives its first number
+    if (n > 0 && n < 4096) return static_cast<int32_t>(n);
+  }
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+#endif
+  const unsigned n = std::thread::hardware_concurrency();
+  return n > 0 ? static_cast<int32_t>(n) : 1;
+}
+
+}  // namespace
+
+int32_t default_num_threads() {
+  const int32_t n = g_num_threads.load(std::memory_order_relaxed);
+  if (n > 0) return n;
+  static const int32_t from_environment = environment_threads();
+  return from_environment;
+}
+
+void set_default_num_threads(int32_t n) { g_num_threads = n; }
+
+void parallel_items(Index items, int32_t threads, const cattn_executor* executor,
+                    ItemFunction f) {
+  if (threads > items) threads = static_cast<int32_t>(items);
+  if (threads <= 1) {
+    for (Index i = 0; i < items; ++i) f(i, 0);
+    return;
+  }
+  Team team;
+  team.items = items;
+  team.f = &f;
+  if (executor) {
+    executor->run(executor->context, threads, work, &team);
+    return;
+  }
+  static const ForkWatch watch;
+  if (g_team_lost.load(std::memory_order_relaxed)) {
+    std::thread([&] { run_openmp(team, threads); }).join();
+    return;
+  }
+  g_team_used.store(true, std::memory_order_relaxed);
+  run_openmp(team, threads);
+}
+
+}  // namespace cattn

@@ -1,0 +1,190 @@
+// Backward: one key block against one query block of one head. With s, p, o as in forward and
+// D_i = rowsum(dO_i * O_i) - dlse_i:
+//   dV += P^T dO      dP = dO V^T      dS = P * (dP - D)      dK += dS^T Q      dQ += dS K
+// P is recomputed from the lse, so nothing of size Lq x Lk is kept. The factor `scale` of dQ and dK
+// is applied when the accumulators are flushed.
+
+template <class T>
+struct BackwardScratch {
+  using Tiles = typename Tile::Backward<T>;
+  T *probability, *dscore;
+  char* end;
+
+  CATTN_INLINE explicit BackwardScratch(void* scratch) {
+    constexpr Index tile = Tiles::query_block * Tiles::key_block;
+    probability = static_cast<T*>(scratch);
+    dscore = probability + tile;
+    end = reinterpret_cast<char*>(dscore + tile);
+  }
+};
+
+template <class T>
+Index backward_scratch_bytes(Index, Index) {
+  return static_cast<Index>(reinterpret_cast<uintptr_t>(BackwardScratch<T>(nullptr).end));
+}
+
+template <class T>
+Index accumulator_bytes(Index block_rows, Index cols) {
+  return block_rows * round_up(cols, kPanel<T>) * static_cast<Index>(sizeof(T));
+}
+
+// ds = p (dp - delta) in place of dp; masked positions give kMasked whatever dp is.
+template <class T>
+CATTN_INLINE void score_gradient_row(const T* p, T* dp, Index begin, Index end, T delta,
+                                     bool masked) {
+  using X = Vec<T>;
+  const auto d = X::set1(delta), mark = X::set1(kMasked<T>);
+  if (!masked) {
+    for (Index c = begin; c < end; c += X::width)
+      X::store(dp + c, X::mul(X::load(p + c), X::sub(X::load(dp + c), d)));
+    return;
+  }
+  for (Index c = begin; c < end; c += X::width) {
+    const auto probability = X::load(p + c);
+    const auto ds = X::mul(probability, X::sub(X::load(dp + c), d));
+    X::store(dp + c, X::select(X::same_bits(probability, mark), mark, ds));
+  }
+}
+
+template <class T>
+void backward(const BackwardTask& t) {
+  using X = Vec<T>;
+  using Tiles = typename Tile::Backward<T>;
+  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+  const BackwardScratch<T> scratch(t.scratch);
+  const ScoreBlock block{t.rows, t.first_query, t.cols, t.first_key, t.band};
+  const T factor = static_cast<T>(exponent_factor(*t.terms));
+  const T* const query = static_cast<const T*>(t.query);
+  const T* const grad_out = static_cast<const T*>(t.grad_out);
+  const T* const lse = static_cast<const T*>(t.lse);
+  const T* const delta = static_cast<const T*>(t.delta);
+  T* const p = scratch.probability;
+  T* const ds = scratch.dscore;
+
+  const bool whole = block.full(0, t.rows, 0, t.cols);
+  const bool masked = !whole || !is_plain(*t.terms);
+  block_products<T, key_block>(block, query, query_block, static_cast<const T*>(t.key),
+                               t.head_dim, p);
+  block_products<T, key_block>(block, grad_out, query_block, static_cast<const T*>(t.value_t),
+                               t.value_dim, ds);
+  for_row_tiles(t.rows, [&]<int kRows>(Index r) {
+    const Range columns = block.columns(r, kRows);
+    if (columns.begin >= columns.end) return;
+    const auto [begin, end] = whole_vectors<T>(columns);
+    transform_rows<T, key_block>(block, *t.terms, p, r, kRows, begin, end);
+    for (Index row = r; row < smaller(r + kRows, t.rows); ++row) {
+      if (masked) {
+        exponentiate_row<T, true>(p + row * key_block, begin, end, factor, lse[row], nullptr);
+      } else {
+        exponentiate_row<T, false>(p + row * key_block, begin, end, factor, lse[row], nullptr);
+      }
+      score_gradient_row(p + row * key_block, ds + row * key_block, begin, end, delta[row],
+                         masked);
+    }
+  });
+  if (!whole) {
+    // The products below run over rectangles that reach outside the band.
+    for_row_tiles(t.rows, [&]<int kRows>(Index r) {
+      const Range columns = block.columns(r, kRows);
+      const auto [begin, end] = columns.begin < columns.end ? whole_vectors<T>(columns)
+                                                            : Range{0, 0};
+      for (Index row = r; row < smaller(r + kRows, t.rows); ++row) {
+        T* const tiles[] = {p, ds};
+        for (T* const tile : tiles) {
+          T* const s = tile + row * key_block;
+          fill(s, begin, kMasked<T>);
+          fill(s + end, larger(round_up(t.cols, X::width) - end, 0), kMasked<T>);
+        }
+      }
+    });
+  }
+
+  const LeftRows<T, key_block> ds_rows{ds};
+  const LeftColumns<T, key_block> p_columns{p}, ds_columns{ds};
+  const auto rows_of = [&](Index c, Index count) { return block.rows_of(c, count); };
+  const auto columns_of = [&](Index r, Index count) { return block.columns(r, count); };
+  T* const dv = static_cast<T*>(t.dv);
+  T* const dk = static_cast<T*>(t.dk);
+  T* const dq = static_cast<T*>(t.dq);
+  const T* const key_rows = static_cast<const T*>(t.key_rows);
+  if (masked && !t.finite) {
+    if (dv)
+      accumulate_skipping<T>(p_columns, t.cols, grad_out, query_block, t.rows, t.value_dim, dv,
+                             key_block);
+    if (dk)
+      accumulate_skipping<T>(ds_columns, t.cols, query, query_block, t.rows, t.head_dim, dk,
+                             key_block);
+    if (dq)
+      accumulate_skipping<T>(ds_rows, t.rows, key_rows, key_block, t.cols, t.head_dim, dq,
+                             query_block);
+  } else {
+    if (dv)
+      accumulate_panels<T>(p_columns, t.cols, grad_out, query_block, t.value_dim, dv, key_block,
+                           rows_of);
+    if (dk)
+      accumulate_panels<T>(ds_columns, t.cols, query, query_block, t.head_dim, dk, key_block,
+                           rows_of);
+    if (dq)
+      accumulate_panels<T>(ds_rows, t.rows, key_rows, key_block, t.head_dim, dq, query_block,
+                           columns_of);
+  }
+  if (t.dscore) {
+    T* const sum = static_cast<T*>(t.dscore);
+    for (Index r = 0; r < t.rows; ++r) {
+      for (Index c = 0; c < t.cols; c += X::width) {
+        T* const to = sum + r * key_block + c;
+        X::store(to, X::add(X::load(to), X::load(ds + r * key_block + c)));
+      }
+    }
+  }
+}
+
+template <class T>
+void row_terms(const RowTermsTask& t) {
+  using X = Vec<T>;
+  const T* const lse = static_cast<const T*>(t.lse);
+  const T* const dlse = static_cast<const T*>(t.dlse);
+  for (Index r = 0; r < t.rows; ++r) {
+    const T* const dout = static_cast<const T*>(t.grad_out.data) + r * t.grad_out.row_stride;
+    const T* const out = static_cast<const T*>(t.out.data) + r * t.out.row_stride;
+    auto sum = X::zero();
+    Index c = 0;
+    for (; c + X::width <= t.value_dim; c += X::width)
+      sum = X::fma(X::load(dout + c), X::load(out + c), sum);
+    if (c < t.value_dim) {
+      const Index n = t.value_dim - c;
+      sum = X::fma(X::load_n(dout + c, n), X::load_n(out + c, n), sum);
+    }
+    const T row_lse = lse[r * t.lse_stride];
+    const bool empty = row_lse == -T(__builtin_inff());
+    // An empty row has p = 2^(s - inf) = 0.
+    static_cast<T*>(t.lse_log2)[r] =
+        empty ? T(__builtin_inff()) : static_cast<T>(static_cast<double>(row_lse) * kLog2e);
+    static_cast<T*>(t.delta)[r] =
+        empty ? T(0) : X::sum_lanes(sum) - (dlse ? dlse[r * t.dlse_stride] : T(0));
+  }
+}
+
+template <class T>
+void flush(const FlushTask& t) {
+  using X = Vec<T>;
+  const Index block_rows =
+      t.query_side ? Tile::Backward<T>::query_block : Tile::Backward<T>::key_block;
+  const auto factor = X::set1(static_cast<T>(t.factor));
+  for (Index col = 0; col < t.cols; col += X::width) {
+    const Index panel = col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
+    const Index n = t.cols - col;
+    for (Index r = 0; r < t.rows; ++r) {
+      auto x = X::zero();
+      for (Index a = 0; a < t.count; ++a)
+        x = X::add(x, X::load(static_cast<const T*>(t.accumulators[a]) + panel + r * kPanel<T>));
+      x = X::mul(x, factor);
+      T* const out = static_cast<T*>(t.out.data) + r * t.out.row_stride + col;
+      if (n >= X::width) {
+        X::store(out, x);
+      } else {
+        X::store_n(out, x, n);
+      }
+    }
+  }
+}

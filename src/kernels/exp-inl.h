@@ -1,0 +1,58 @@
+// exp2 by range reduction to [-1/2, 1/2] and a minimax polynomial with p(0) = 1 exactly: relative
+// error 2.6e-9 (float32, degree 6) and 1.8e-17 (float64, degree 11) before rounding.
+// Coefficients by the Remez exchange on the relative error p(x) / 2^x - 1.
+
+constexpr double kLog2e = 1.4426950408889634074;
+constexpr double kLn2 = 0.69314718055994530942;
+
+template <class T>
+struct Exp2Polynomial;
+
+template <>
+struct Exp2Polynomial<float> {
+  static constexpr int degree = 6;
+  static constexpr float c[degree + 1] = {1.0f,
+                                          0.693147215f,
+                                          0.2402265278f,
+                                          0.05550310551f,
+                                          0.009617692965f,
+                                          0.001340664417f,
+                                          0.000155946832f};
+};
+
+template <>
+struct Exp2Polynomial<double> {
+  static constexpr int degree = 11;
+  static constexpr double c[degree + 1] = {1.0,
+                                           0.69314718055994569676,
+                                           0.24022650695910098001,
+                                           0.055504108664790392983,
+                                           0.0096181291076070046525,
+                                           0.0013333558153440419234,
+                                           0.00015403530441569449913,
+                                           0.000015252727384740496593,
+                                           1.3215442676553933548e-6,
+                                           1.0180647844774274317e-7,
+                                           7.0725702206402868234e-9,
+                                           4.0780451108401165886e-10};
+};
+
+// exp2(-inf) = 0; NaN stays NaN.
+template <class T>
+CATTN_INLINE typename Vec<T>::V exp2(typename Vec<T>::V x) {
+  using X = Vec<T>;
+  using Poly = Exp2Polynomial<T>;
+  const auto f = X::fraction(x);
+  auto p = X::set1(Poly::c[Poly::degree]);
+  CATTN_UNROLL
+  for (int k = Poly::degree - 1; k >= 0; --k) p = X::fma(p, f, X::set1(Poly::c[k]));
+  return X::scale2(p, x, f);
+}
+
+// The same for one number.
+template <class T>
+CATTN_INLINE T exp2_scalar(T x) {
+  T lanes[Vec<T>::width];
+  Vec<T>::store(lanes, exp2<T>(Vec<T>::set1(x)));
+  return lanes[0];
+}

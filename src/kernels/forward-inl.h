@@ -1,0 +1,260 @@
+// Forward: one query block of one head against its keys, in one pass with a running softmax
+// (Milakov and Gimelshein 2018; Dao et al. 2022).
+//
+// Per key block: scores (products, transforms), probabilities p = 2^(c s - reference), and
+// o += p v. The reference of a row is a maximum that it has seen; it moves only when a new maximum
+// exceeds it by a factor of 2^8, so most blocks rescale nothing.
+
+template <class T>
+struct ForwardScratch {
+  using Tiles = typename Tile::Forward<T>;
+  T *query, *score, *out, *sum, *reference;
+
+  CATTN_INLINE ForwardScratch(void* scratch, Index head_dim, Index value_dim) {
+    T* p = static_cast<T*>(scratch);
+    const auto take = [&](Index elements) {
+      T* const mine = p;
+      p += round_up(elements, 64 / static_cast<Index>(sizeof(T)));
+      return mine;
+    };
+    score = take(Tiles::query_block * Tiles::key_block);
+    query = take(Tiles::query_block * round_up(head_dim, kPanel<T>));
+    out = take(Tiles::query_block * round_up(value_dim, kPanel<T>));
+    sum = take(Tiles::query_block * Vec<T>::width);
+    reference = take(Tiles::query_block);
+    end = p;
+  }
+  T* end;
+};
+
+template <class T>
+Index forward_scratch_bytes(Index head_dim, Index value_dim) {
+  const ForwardScratch<T> scratch(nullptr, head_dim, value_dim);
+  return static_cast<Index>(reinterpret_cast<uintptr_t>(scratch.end));
+}
+
+template <class T>
+CATTN_INLINE void fill(T* p, Index count, T value) {
+  for (Index i = 0; i < count; ++i) p[i] = value;
+}
+
+// Scores of one row to probabilities, in place; adds them to the row's sums (one per lane).
+// With kMark, masked positions become kMasked.
+template <class T, bool kMark>
+CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T factor, T reference, T* sum) {
+  using X = Vec<T>;
+  const auto c = X::set1(factor), shift = X::set1(-reference);
+  const auto minus_infinity = X::set1(-T(__builtin_inff()));
+  auto total = X::zero();
+  for (Index j = begin; j < end; j += X::width) {
+    const auto score = X::load(s + j);
+    auto p = exp2<T>(X::fma(score, c, shift));
+    if constexpr (kMark) {
+      p = X::select(X::equal(score, minus_infinity), X::set1(kMasked<T>), p);
+    }
+    total = X::add(total, p);
+    X::store(s + j, p);
+  }
+  if (sum) X::store(sum, X::add(X::load(sum), total));
+}
+
+template <class T>
+CATTN_INLINE T row_maximum(const T* s, Index begin, Index end) {
+  using X = Vec<T>;
+  auto m = X::set1(-T(__builtin_inff()));
+  for (Index j = begin; j < end; j += X::width) m = X::max(X::load(s + j), m);
+  return X::max_lanes(m);
+}
+
+// Makes `reference` fit a block whose largest exponent is `maximum`, rescaling what the row has
+// summed so far where it must move.
+template <class T>
+CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T maximum,
+                                 Index value_dim) {
+  using X = Vec<T>;
+  constexpr T slack = 8;
+  T& reference = scratch.reference[r];
+  if (!(maximum > reference + slack)) return;
+  const T old = reference;
+  reference = maximum;
+  if (old == -T(__builtin_inff())) return;  // nothing summed yet
+  const auto factor = exp2<T>(X::set1(old - maximum));
+  T* const sum = scratch.sum + r * X::width;
+  X::store(sum, X::mul(X::load(sum), factor));
+  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
+  for (Index col = 0; col < value_dim; col += X::width) {
+    T* const p = scratch.out + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
+    X::store(p, X::mul(X::load(p), factor));
+  }
+}
+
+// The transformed scores of rows [r, r + count) over whole vectors [begin, end).
+template <class T, Index kStride>
+CATTN_INLINE void transform_rows(const ScoreBlock& block, const ScoreTerms& terms, T* s, Index r,
+                                 Index count, Index begin, Index end) {
+  const bool full = block.full(r, count, begin, end);
+  if (full && is_plain(terms)) return;
+  for (Index row = r; row < smaller(r + count, block.rows); ++row)
+    transform_row(s + row * kStride, begin, end, terms, block, row, full);
+}
+
+template <class T>
+CATTN_INLINE Range whole_vectors(Range range) {
+  constexpr Index width = Vec<T>::width;
+  return {range.begin / width * width, round_up(range.end, width)};
+}
+
+template <class T, bool kMark>
+CATTN_INLINE void softmax_rows(const ForwardTask& t, const ForwardScratch<T>& scratch,
+                               const ScoreBlock& block, T factor) {
+  constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+  for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+    const Range columns = block.columns(r, kRows);
+    if (columns.begin >= columns.end) return;
+    const auto [begin, end] = whole_vectors<T>(columns);
+    transform_rows<T, stride>(block, *t.terms, scratch.score, r, kRows, begin, end);
+    for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
+      T* const s = scratch.score + row * stride;
+      const T maximum = row_maximum(s, begin, end);
+      if (maximum == -T(__builtin_inff())) {
+        // Nothing to attend here (a NaN score would not compare equal, nor be lost: see below).
+        bool any = false;
+        for (Index j = begin; j < end; ++j) any |= s[j] != s[j];
+        if (!any) {
+          fill(s + begin, end - begin, kMark ? kMasked<T> : T(0));
+          continue;
+        }
+      }
+      move_reference(scratch, row, maximum * factor, t.value_dim);
+      exponentiate_row<T, kMark>(s, begin, end, factor, scratch.reference[row],
+                                 scratch.sum + row * Vec<T>::width);
+    }
+  });
+}
+
+// out = o / sum and lse = ln(2) (reference + log2(sum)); a row without keys gives 0 and -inf.
+template <class T>
+CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+  using X = Vec<T>;
+  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
+  for (Index r = 0; r < t.rows; ++r) {
+    const T sum = X::sum_lanes(X::load(scratch.sum + r * X::width));
+    const auto factor = X::set1(sum == T(0) ? T(0) : T(1) / sum);
+    T* const out = static_cast<T*>(t.out.data) + r * t.out.row_stride;
+    for (Index col = 0; col < t.value_dim; col += X::width) {
+      const T* const o =
+          scratch.out + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
+      const auto x = X::mul(X::load(o), factor);
+      const Index n = t.value_dim - col;
+      if (n >= X::width) {
+        X::store(out + col, x);
+      } else {
+        X::store_n(out + col, x, n);
+      }
+    }
+    if (t.lse) {
+      static_cast<T*>(t.lse)[r * t.lse_stride] =
+          sum == T(0) ? -T(__builtin_inff())
+                      : static_cast<T>(static_cast<double>(scratch.reference[r]) * kLn2 +
+                                       __builtin_log(static_cast<double>(sum)));
+    }
+  }
+}
+
+template <class T>
+CATTN_INLINE ScoreBlock score_block(const ForwardTask& t, Index key_block, Index b) {
+  const Index first_key = b * key_block;
+  return {t.rows, t.first_query, smaller(key_block, t.band.key_count - first_key), first_key,
+          t.band};
+}
+
+template <class T>
+void forward(const ForwardTask& t) {
+  using Tiles = typename Tile::Forward<T>;
+  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+  constexpr Tiling tiling{query_block, key_block};
+  const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
+  const T factor = static_cast<T>(exponent_factor(*t.terms));
+
+  pack_panels(static_cast<const T*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, scratch.query,
+              query_block);
+  const Index padded = smaller(round_up(t.rows, Tile::rows / 3), query_block);
+  for (Index panel = 0; panel * kPanel<T> < t.head_dim; ++panel)
+    fill(scratch.query + (panel * query_block + t.rows) * kPanel<T>,
+         (padded - t.rows) * kPanel<T>, T(0));
+  fill(scratch.out, query_block * round_up(t.value_dim, kPanel<T>), T(0));
+  fill(scratch.sum, t.rows * Vec<T>::width, T(0));
+  fill(scratch.reference, t.rows, -T(__builtin_inff()));
+
+  const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
+  const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
+  const Index key_begin = lowest_key(t.band, t.first_query);
+  const Index key_end = highest_key(t.band, t.first_query + t.rows - 1);
+  for (Index b = key_begin / key_block; b * key_block < key_end; ++b) {
+    const ScoreBlock block = score_block<T>(t, key_block, b);
+    const Index index = b - t.first_block;
+    const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
+    const T* const value = reinterpret_cast<const T*>(t.values + index * value_bytes);
+
+    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim,
+                                 scratch.score);
+    const LeftRows<T, key_block> probability{scratch.score};
+    if (t.value_flags[index] & kBlockFinite) {
+      softmax_rows<T, false>(t, scratch, block, factor);
+      accumulate_panels<T>(probability, t.rows, value, key_block, t.value_dim, scratch.out,
+                           query_block,
+                           [&](Index r, Index count) { return block.columns(r, count); });
+    } else {
+      softmax_rows<T, true>(t, scratch, block, factor);
+      for (Index r = 0; r < t.rows; ++r) {
+        const Range columns = block.columns(r, 1);
+        if (columns.begin >= columns.end) continue;
+        accumulate_skipping<T>(probability.at(r, columns.begin), 1,
+                               value + columns.begin * kPanel<T>, key_block,
+                               columns.end - columns.begin, t.value_dim,
+                               scratch.out + r * kPanel<T>, query_block);
+      }
+    }
+  }
+  finish_rows(t, scratch);
+}
+
+// The probabilities themselves, from the lse: weights = e^(s - lse).
+template <class T>
+void weights(const WeightsTask& task) {
+  using X = Vec<T>;
+  using Tiles = typename Tile::Forward<T>;
+  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+  constexpr Tiling tiling{query_block, key_block};
+  const ForwardTask& t = *task.forward;
+  const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
+  const T factor = static_cast<T>(exponent_factor(*t.terms));
+  const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
+
+  T* const weight = static_cast<T*>(task.weights.data);
+  const T* const lse = static_cast<const T*>(t.lse);
+  for (Index r = 0; r < t.rows; ++r) fill(weight + r * task.weights.row_stride, task.keys, T(0));
+  pack_panels(static_cast<const T*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, scratch.query,
+              query_block);
+  const Index key_begin = lowest_key(t.band, t.first_query);
+  const Index key_end = highest_key(t.band, t.first_query + t.rows - 1);
+  for (Index b = key_begin / key_block; b * key_block < key_end; ++b) {
+    const ScoreBlock block = score_block<T>(t, key_block, b);
+    const T* const key = reinterpret_cast<const T*>(t.keys + (b - t.first_block) * key_bytes);
+    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim,
+                                 scratch.score);
+    for (Index r = 0; r < t.rows; ++r) {
+      const T row_lse = lse[r * t.lse_stride];
+      const Range columns = block.columns(r, 1);
+      if (columns.begin >= columns.end || row_lse == -T(__builtin_inff())) continue;
+      const auto [begin, end] = whole_vectors<T>(columns);
+      T* const s = scratch.score + r * key_block;
+      transform_rows<T, key_block>(block, *t.terms, scratch.score, r, 1, begin, end);
+      exponentiate_row<T, false>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e),
+                                 nullptr);
+      T* const to = weight + r * task.weights.row_stride + block.first_key;
+      for (Index c = begin; c < end; c += X::width)
+        X::store_n(to + c, X::load(s + c), smaller(X::width, block.cols - c));
+    }
+  }
+}

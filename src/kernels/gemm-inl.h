@@ -1,0 +1,159 @@
+// Matrix products of one block, all from one register tile.
+//
+// The right operand and every accumulator are in panels: a matrix X of (rows, cols) is stored as
+// (cols / kPanel, rows, kPanel), so a tile walks contiguous vectors. The left operand is read one
+// element at a time and broadcast: from a row-major tile (LeftRows), from its transpose
+// (LeftColumns), or from panels, whose rows are kPanel apart (LeftRows<kPanel>).
+
+// Elements in a panel row.
+template <class T>
+constexpr Index kPanel = Tile::vectors * Vec<T>::width;
+
+CATTN_INLINE Index round_up(Index n, Index multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+CATTN_INLINE Index smaller(Index a, Index b) { return a < b ? a : b; }
+CATTN_INLINE Index larger(Index a, Index b) { return a > b ? a : b; }
+
+template <class T, Index kStride>
+struct LeftRows {
+  const T* p;
+  CATTN_INLINE T operator()(Index row, Index k) const { return p[row * kStride + k]; }
+  CATTN_INLINE LeftRows at(Index row, Index k) const { return {p + row * kStride + k}; }
+};
+
+template <class T, Index kStride>
+struct LeftColumns {
+  const T* p;
+  CATTN_INLINE T operator()(Index row, Index k) const { return p[k * kStride + row]; }
+  CATTN_INLINE LeftColumns at(Index row, Index k) const { return {p + k * kStride + row}; }
+};
+
+// acc[i][j] += sum over k < depth of left(i, k) * right[k][j]
+template <class T, int kRows, int kVectors, class Left>
+CATTN_INLINE void multiply_add(typename Vec<T>::V (&acc)[kRows][kVectors], Left left,
+                               const T* right, Index depth) {
+  using X = Vec<T>;
+#pragma GCC unroll 4
+  for (Index k = 0; k < depth; ++k) {
+    typename X::V b[kVectors];
+    CATTN_UNROLL
+    for (int j = 0; j < kVectors; ++j) b[j] = X::load(right + k * kPanel<T> + j * X::width);
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const auto a = X::set1(left(i, k));
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) acc[i][j] = X::fma(a, b[j], acc[i][j]);
+    }
+  }
+}
+
+template <class T, int kRows, int kVectors>
+CATTN_INLINE void clear(typename Vec<T>::V (&acc)[kRows][kVectors]) {
+  CATTN_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    CATTN_UNROLL
+    for (int j = 0; j < kVectors; ++j) acc[i][j] = Vec<T>::zero();
+  }
+}
+
+// c (kRows, kVectors * width; row stride kStride) = left panels (depth columns) times right.
+// `left` is in panels left_panel elements apart; `right` is one panel of `depth` rows.
+template <class T, int kRows, int kVectors, Index kStride>
+CATTN_INLINE void product_of_panels(const T* left, Index left_panel, const T* right, Index depth,
+                                    T* c) {
+  using X = Vec<T>;
+  typename X::V acc[kRows][kVectors];
+  clear<T>(acc);
+  for (Index d = 0; d < depth; d += kPanel<T>) {
+    multiply_add<T>(acc, LeftRows<T, kPanel<T>>{left}, right + d * kPanel<T>,
+                    smaller(kPanel<T>, depth - d));
+    left += left_panel;
+  }
+  CATTN_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    CATTN_UNROLL
+    for (int j = 0; j < kVectors; ++j) X::store(c + i * kStride + j * X::width, acc[i][j]);
+  }
+}
+
+// c (kRows, kVectors * width; row stride kPanel) += left times right. The sum over k starts fresh
+// and is added once, which keeps the rounding error of long sums small.
+template <class T, int kRows, int kVectors, class Left>
+CATTN_INLINE void accumulate_product(Left left, const T* right, Index depth, T* c) {
+  using X = Vec<T>;
+  typename X::V acc[kRows][kVectors];
+  clear<T>(acc);
+  multiply_add<T>(acc, left, right, depth);
+  CATTN_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    CATTN_UNROLL
+    for (int j = 0; j < kVectors; ++j) {
+      T* const p = c + i * kPanel<T> + j * X::width;
+      X::store(p, X::add(X::load(p), acc[i][j]));
+    }
+  }
+}
+
+// Calls f.template operator()<kRows>(r) for tiles that cover `rows`: full tiles, then one of two
+// thirds or one third. The last tile may reach past `rows`, up to the next third.
+template <class F>
+CATTN_INLINE void for_row_tiles(Index rows, F f) {
+  constexpr Index third = Tile::rows / 3;
+  Index r = 0;
+  for (; rows - r > 2 * third; r += Tile::rows) f.template operator()<Tile::rows>(r);
+  if (rows - r > third) {
+    f.template operator()<2 * third>(r);
+  } else if (rows - r > 0) {
+    f.template operator()<third>(r);
+  }
+}
+
+// Marks a probability or score gradient at a masked position, where the block holds a NaN or inf:
+// -0.0 multiplies like 0, and accumulate_skipping leaves it out altogether.
+template <class T>
+constexpr T kMasked = T(-0.0);
+
+// The product for blocks with a NaN or inf: as accumulate_product over whole rows, but a masked
+// element of `left` contributes nothing even where right is not finite. Rare, so plain.
+template <class T, class Left>
+void accumulate_skipping(Left left, Index rows, const T* right, Index right_rows, Index depth,
+                         Index cols, T* c, Index c_rows) {
+  using X = Vec<T>;
+  for (Index i = 0; i < rows; ++i) {
+    for (Index k = 0; k < depth; ++k) {
+      const T a = left(i, k);
+      if (a == T(0) && __builtin_signbit(a)) continue;
+      for (Index panel = 0; panel * kPanel<T> < cols; ++panel) {
+        const T* b = right + (panel * right_rows + k) * kPanel<T>;
+        T* p = c + (panel * c_rows + i) * kPanel<T>;
+        for (Index j = 0; j < kPanel<T>; j += X::width)
+          X::store(p + j, X::fma(X::set1(a), X::load(b + j), X::load(p + j)));
+      }
+    }
+  }
+}
+
+// All panels of a product: c (c_rows, cols) += left (rows, depth range) times right, row tile by
+// row tile. depth_range(r, kRows) gives the k that can be nonzero in those rows.
+// The panel is the outer loop: it stays in L1 while the rows of `left` pass by.
+template <class T, class Left, class DepthRange>
+CATTN_INLINE void accumulate_panels(Left left, Index rows, const T* right, Index right_rows,
+                                    Index cols, T* c, Index c_rows, DepthRange depth_range) {
+  for (Index col = 0; col < cols; col += kPanel<T>) {
+    const bool narrow = cols - col <= kPanel<T> - Vec<T>::width;
+    for_row_tiles(rows, [&]<int kRows>(Index r) {
+      const auto [begin, end] = depth_range(r, kRows);
+      if (begin >= end) return;
+      if (narrow) {
+        accumulate_product<T, kRows, Tile::vectors - 1>(
+            left.at(r, begin), right + begin * kPanel<T>, end - begin, c + r * kPanel<T>);
+      } else {
+        accumulate_product<T, kRows, Tile::vectors>(left.at(r, begin), right + begin * kPanel<T>,
+                                                    end - begin, c + r * kPanel<T>);
+      }
+    });
+    right += right_rows * kPanel<T>;
+    c += c_rows * kPanel<T>;
+  }
+}

@@ -1,0 +1,39 @@
+// The kernels for AVX2 and FMA.
+#include <immintrin.h>
+
+#include "kernels/band.h"
+#include "kernels/compiler.h"
+#include "kernels/kernel_table.h"
+
+namespace cattn::avx2 {
+namespace {
+
+#include "kernels/vec/avx2.h"
+
+// 16 registers: 6 x 2 accumulators, 2 right operands, 1 left.
+struct Tile {
+  static constexpr int rows = 6, vectors = 2;
+  template <class T>
+  struct Forward {
+    static constexpr Index query_block = 96, key_block = 128;
+  };
+  template <class T>
+  struct Backward {
+    static constexpr Index query_block = 96, key_block = 128;
+  };
+};
+
+#include "kernels/exp-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/pack-inl.h"
+#include "kernels/score-inl.h"
+#include "kernels/forward-inl.h"
+#include "kernels/backward-inl.h"
+#include "kernels/table-inl.h"
+
+}  // namespace
+
+extern const KernelTable table;
+const KernelTable table{"avx2", kernel_set<float>(), kernel_set<double>()};
+
+}  // namespace cattn::avx2

@@ -1,0 +1,40 @@
+// The kernels for aarch64.
+#include <arm_neon.h>
+
+#include "kernels/band.h"
+#include "kernels/compiler.h"
+#include "kernels/kernel_table.h"
+
+namespace cattn::neon {
+namespace {
+
+#include "kernels/vec/scalar.h"
+#include "kernels/vec/neon.h"
+
+// 32 registers: 12 x 2 accumulators, 2 right operands, 1 left.
+struct Tile {
+  static constexpr int rows = 12, vectors = 2;
+  template <class T>
+  struct Forward {
+    static constexpr Index query_block = 96, key_block = 64;
+  };
+  template <class T>
+  struct Backward {
+    static constexpr Index query_block = 96, key_block = 64;
+  };
+};
+
+#include "kernels/exp-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/pack-inl.h"
+#include "kernels/score-inl.h"
+#include "kernels/forward-inl.h"
+#include "kernels/backward-inl.h"
+#include "kernels/table-inl.h"
+
+}  // namespace
+
+extern const KernelTable table;
+const KernelTable table{"neon", kernel_set<float>(), kernel_set<double>()};
+
+}  // namespace cattn::neon

@@ -1,0 +1,164 @@
+// The kernel table: everything that core/ may ask of an instruction set, and the contract of each
+// entry. One table per ISA; one KernelSet per dtype in it. core/ owns loops over heads and blocks,
+// threads and memory; a kernel owns what happens inside one block and never allocates, threads,
+// throws or logs.
+//
+// This header is plain data: it is included by every ISA file, so nothing in it may need code.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace cattn {
+
+using Index = int64_t;
+
+// `rows` of contiguous elements, `row_stride` elements apart.
+struct ConstRows {
+  const void* data;
+  Index row_stride;
+};
+struct Rows {
+  void* data;
+  Index row_stride;
+};
+
+// The keys that query i may attend, before any mask: lo(i) <= j < hi(i) with
+//   lo(i) = clamp(i + lo_shift, 0, key_count),  hi(i) = clamp(i + hi_shift, 0, key_count).
+// Dense, causal and window (and any intersection of them) are all such a band.
+struct Band {
+  Index lo_shift;
+  Index hi_shift;
+  Index key_count;
+};
+
+// An operand of the score transforms: element (i, j) of one head's (Lq, Lk) plane.
+struct ScorePlane {
+  const void* data;  // null: not given
+  Index row_stride;
+  Index col_stride;
+  bool is_float32;  // else the kernel set's own dtype (bias only)
+};
+
+// How raw products become scores: s = scale * (q . k) + bias, masked to -inf.
+struct ScoreTerms {
+  double scale;
+  ScorePlane bias;
+  ScorePlane mask;  // bytes, nonzero = may attend
+};
+
+// Which matrix is packed, and for which product. The layout belongs to the kernel set; core/ only
+// keeps the bytes. Key-side operands come in blocks of tiling.key_block rows, query-side operands
+// in blocks of tiling.query_block rows.
+enum class Operand {
+  key,        // forward and backward: K for Q K^T
+  value,      // forward: V for P V
+  value_t,    // backward: V for dO V^T
+  key_rows,   // backward: K for dS K
+  query,      // backward: Q for Q K^T and for dS^T Q
+  grad_out,   // backward: dO for dO V^T and for P^T dO
+};
+
+struct PackTask {
+  Operand operand;
+  ConstRows source;  // rows x cols
+  Index rows;        // at most one block
+  Index cols;        // D or Dv
+  void* packed;      // packed_bytes(operand, cols) bytes, 64-byte aligned
+};
+
+// Flags of a packed block.
+enum : uint8_t { kBlockFinite = 1 };
+
+// One query block of one head against all the keys that it attends.
+struct ForwardTask {
+  ConstRows q;
+  Index rows;         // 1 .. tiling.query_block
+  Index first_query;  // i of row 0
+  Index head_dim, value_dim;
+  Band band;
+  const ScoreTerms* terms;
+  const char* keys;  // block b at keys + b * packed_bytes(key); the same for values
+  const char* values;
+  const uint8_t* value_flags;  // one per key block
+  Index first_block;           // block b of the sequence is at index b - first_block
+  Rows out;                    // written: rows x value_dim
+  void* lse;                   // written if not null, one element per row, lse_stride apart
+  Index lse_stride;
+  void* scratch;  // forward_scratch_bytes
+};
+
+// The probabilities of the same block, once its lse is known.
+struct WeightsTask {
+  const ForwardTask* forward;  // lse is read
+  Index keys;
+  Rows weights;  // rows x keys, written in full
+};
+
+// One key block against one query block of one head: adds to dq, dk and dv.
+struct BackwardTask {
+  Index rows, first_query;  // of the query block
+  Index cols, first_key;    // of the key block
+  Index head_dim, value_dim;
+  Band band;
+  const ScoreTerms* terms;
+  const void *query, *grad_out;            // packed query block
+  const void *key, *value_t, *key_rows;    // packed key block
+  bool finite;                             // all of the above hold no NaN or inf
+  const void* lse;                         // one per row: lse * log2(e), +inf for an empty row
+  const void* delta;                       // one per row: rowsum(dO * O) - dlse, 0 for an empty row
+  void *dq, *dk, *dv;                      // accumulators (accumulator_bytes); null: not wanted
+  // If not null, the score gradients dS (query_block x key_block, row stride key_block) are added
+  // here (for the gradient of the bias).
+  void* dscore;
+  void* scratch;  // backward_scratch_bytes
+};
+
+// Turns `count` accumulators of one block, summed in order, into rows: out = factor * sum.
+struct FlushTask {
+  const void* const* accumulators;
+  Index count;
+  bool query_side;  // a dq accumulator (query_block rows), else dk or dv (key_block rows)
+  Index rows, cols;
+  double factor;
+  Rows out;
+};
+
+// delta = rowsum(dO * O) - dlse and lse in the kernels' unit, for `rows` rows of one head.
+struct RowTermsTask {
+  ConstRows grad_out, out;
+  Index rows, value_dim;
+  const void* lse;
+  Index lse_stride;
+  const void* dlse;  // may be null
+  Index dlse_stride;
+  void* lse_log2;  // written
+  void* delta;     // written
+};
+
+struct Tiling {
+  Index query_block;
+  Index key_block;
+};
+
+struct KernelSet {
+  Index element_size;
+  Tiling forward_tiling, backward_tiling;
+  Index (*packed_bytes)(Operand, const Tiling&, Index cols);
+  Index (*accumulator_bytes)(Index block_rows, Index cols);
+  Index (*forward_scratch_bytes)(Index head_dim, Index value_dim);
+  Index (*backward_scratch_bytes)(Index head_dim, Index value_dim);
+  uint8_t (*pack)(const PackTask&, const Tiling&);
+  void (*forward)(const ForwardTask&);
+  void (*weights)(const WeightsTask&);
+  void (*row_terms)(const RowTermsTask&);
+  void (*backward)(const BackwardTask&);
+  void (*flush)(const FlushTask&);
+};
+
+struct KernelTable {
+  const char* name;
+  KernelSet float32;
+  KernelSet float64;
+};
+
+}  // namespace cattn

@@ -1,0 +1,170 @@
+// The vector vocabulary in AVX-512 (F, BW, DQ, VL). Included inside the ISA's anonymous namespace.
+// See vec/scalar.h for what each operation means.
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  using Elem = float;
+  using V = __m512;
+  using Mask = __mmask16;
+  static constexpr int width = 16;
+
+  CATTN_INLINE static Mask first(Index n) { return static_cast<Mask>((1u << n) - 1u); }
+  CATTN_INLINE static V zero() { return _mm512_setzero_ps(); }
+  CATTN_INLINE static V set1(float x) { return _mm512_set1_ps(x); }
+  CATTN_INLINE static V load(const float* p) { return _mm512_loadu_ps(p); }
+  CATTN_INLINE static V load_n(const float* p, Index n) {
+    return _mm512_maskz_loadu_ps(first(n), p);
+  }
+  CATTN_INLINE static void store(float* p, V a) { _mm512_storeu_ps(p, a); }
+  CATTN_INLINE static void store_n(float* p, V a, Index n) {
+    _mm512_mask_storeu_ps(p, first(n), a);
+  }
+  CATTN_INLINE static V add(V a, V b) { return _mm512_add_ps(a, b); }
+  CATTN_INLINE static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+  CATTN_INLINE static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+  CATTN_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+  CATTN_INLINE static V max(V a, V b) { return _mm512_max_ps(a, b); }
+  CATTN_INLINE static float max_lanes(V a) { return _mm512_reduce_max_ps(a); }
+  CATTN_INLINE static float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }
+
+  // vreduceps gives 0 for an infinity, so exp2(-inf) = scale2(p(0), -inf) = 0 needs no clamp.
+  CATTN_INLINE static V fraction(V x) { return _mm512_reduce_ps(x, 0); }
+  CATTN_INLINE static V scale2(V p, V x, V fraction) {
+    return _mm512_scalef_ps(p, _mm512_sub_ps(x, fraction));
+  }
+
+  CATTN_INLINE static Mask all() { return 0xffff; }
+  CATTN_INLINE static Mask both(Mask a, Mask b) { return a & b; }
+  // Lanes l with begin <= l < end.
+  CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
+    const unsigned upper = end >= width ? 0xffffu : end <= 0 ? 0u : (1u << end) - 1u;
+    const unsigned lower = begin >= width ? 0xffffu : begin <= 0 ? 0u : (1u << begin) - 1u;
+    return static_cast<Mask>(upper & ~lower);
+  }
+  CATTN_INLINE static Mask bytes_nonzero(const uint8_t* p, Index n) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
+    return _mm_test_epi8_mask(bytes, bytes);
+  }
+  CATTN_INLINE static Mask equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  CATTN_INLINE static Mask same_bits(V a, V b) {
+    return _mm512_cmpeq_epi32_mask(_mm512_castps_si512(a), _mm512_castps_si512(b));
+  }
+  CATTN_INLINE static V select(Mask m, V yes, V no) { return _mm512_mask_blend_ps(m, no, yes); }
+  CATTN_INLINE static bool any(Mask m) { return m != 0; }
+
+  CATTN_INLINE static V load_float32(const float* p) { return load(p); }
+  CATTN_INLINE static V load_float32_n(const float* p, Index n) { return load_n(p, n); }
+
+  // 16 rows of 16 to 16 columns of 16.
+  CATTN_INLINE static void transpose(V (&r)[16]) {
+    V t[16];
+    CATTN_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    CATTN_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+      const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]);
+      const __m512d c = _mm512_castps_pd(t[i + 2]), d = _mm512_castps_pd(t[i + 3]);
+      r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+      r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+      r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+      r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    }
+    // r[4g + c] holds column c (mod 4) of rows 4g..4g+3 in each 128-bit lane: transpose the lanes.
+    CATTN_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const V ab_low = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
+      const V ab_high = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
+      const V cd_low = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+      const V cd_high = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+      t[c] = _mm512_shuffle_f32x4(ab_low, cd_low, 0x88);
+      t[8 + c] = _mm512_shuffle_f32x4(ab_low, cd_low, 0xdd);
+      t[4 + c] = _mm512_shuffle_f32x4(ab_high, cd_high, 0x88);
+      t[12 + c] = _mm512_shuffle_f32x4(ab_high, cd_high, 0xdd);
+    }
+    CATTN_UNROLL
+    for (int i = 0; i < 16; ++i) r[i] = t[i];
+  }
+};
+
+template <>
+struct Vec<double> {
+  using Elem = double;
+  using V = __m512d;
+  using Mask = __mmask8;
+  static constexpr int width = 8;
+
+  CATTN_INLINE static Mask first(Index n) { return static_cast<Mask>((1u << n) - 1u); }
+  CATTN_INLINE static V zero() { return _mm512_setzero_pd(); }
+  CATTN_INLINE static V set1(double x) { return _mm512_set1_pd(x); }
+  CATTN_INLINE static V load(const double* p) { return _mm512_loadu_pd(p); }
+  CATTN_INLINE static V load_n(const double* p, Index n) {
+    return _mm512_maskz_loadu_pd(first(n), p);
+  }
+  CATTN_INLINE static void store(double* p, V a) { _mm512_storeu_pd(p, a); }
+  CATTN_INLINE static void store_n(double* p, V a, Index n) {
+    _mm512_mask_storeu_pd(p, first(n), a);
+  }
+  CATTN_INLINE static V add(V a, V b) { return _mm512_add_pd(a, b); }
+  CATTN_INLINE static V sub(V a, V b) { return _mm512_sub_pd(a, b); }
+  CATTN_INLINE static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
+  CATTN_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
+  CATTN_INLINE static V max(V a, V b) { return _mm512_max_pd(a, b); }
+  CATTN_INLINE static double max_lanes(V a) { return _mm512_reduce_max_pd(a); }
+  CATTN_INLINE static double sum_lanes(V a) { return _mm512_reduce_add_pd(a); }
+
+  CATTN_INLINE static V fraction(V x) { return _mm512_reduce_pd(x, 0); }
+  CATTN_INLINE static V scale2(V p, V x, V fraction) {
+    return _mm512_scalef_pd(p, _mm512_sub_pd(x, fraction));
+  }
+
+  CATTN_INLINE static Mask all() { return 0xff; }
+  CATTN_INLINE static Mask both(Mask a, Mask b) { return a & b; }
+  CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
+    const unsigned upper = end >= width ? 0xffu : end <= 0 ? 0u : (1u << end) - 1u;
+    const unsigned lower = begin >= width ? 0xffu : begin <= 0 ? 0u : (1u << begin) - 1u;
+    return static_cast<Mask>(upper & ~lower);
+  }
+  CATTN_INLINE static Mask bytes_nonzero(const uint8_t* p, Index n) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
+    return static_cast<Mask>(_mm_test_epi8_mask(bytes, bytes));
+  }
+  CATTN_INLINE static Mask equal(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+  CATTN_INLINE static Mask same_bits(V a, V b) {
+    return _mm512_cmpeq_epi64_mask(_mm512_castpd_si512(a), _mm512_castpd_si512(b));
+  }
+  CATTN_INLINE static V select(Mask m, V yes, V no) { return _mm512_mask_blend_pd(m, no, yes); }
+  CATTN_INLINE static bool any(Mask m) { return m != 0; }
+
+  CATTN_INLINE static V load_float32(const float* p) {
+    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
+  }
+  CATTN_INLINE static V load_float32_n(const float* p, Index n) {
+    return _mm512_cvtps_pd(_mm256_maskz_loadu_ps(first(n), p));
+  }
+
+  CATTN_INLINE static void transpose(V (&r)[8]) {
+    V t[8];
+    CATTN_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
+    }
+    CATTN_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      const V ab_low = _mm512_shuffle_f64x2(t[c], t[2 + c], 0x88);
+      const V ab_high = _mm512_shuffle_f64x2(t[c], t[2 + c], 0xdd);
+      const V cd_low = _mm512_shuffle_f64x2(t[4 + c], t[6 + c], 0x88);
+      const V cd_high = _mm512_shuffle_f64x2(t[4 + c], t[6 + c], 0xdd);
+      r[c] = _mm512_shuffle_f64x2(ab_low, cd_low, 0x88);
+      r[4 + c] = _mm512_shuffle_f64x2(ab_low, cd_low, 0xdd);
+      r[2 + c] = _mm512_shuffle_f64x2(ab_high, cd_high, 0x88);
+      r[6 + c] = _mm512_shuffle_f64x2(ab_high, cd_high, 0xdd);
+    }
+  }
+};
