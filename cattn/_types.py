@@ -23,5 +23,3 @@ class AttentionGrads(NamedTuple):
     dv: Array | None = None
     dbias: Array | None = None
     dsinks: Array | None = None
-
-

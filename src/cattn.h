@@ -29,16 +29,16 @@ extern "C" {
 
 typedef enum cattn_status {
   CATTN_OK = 0,
-  CATTN_ERROR_VALUE = 1,    /* a shape, size or option that does not fit */
-  CATTN_ERROR_TYPE = 2,     /* a dtype that does not fit */
-  CATTN_ERROR_MEMORY = 3,   /* the workspace could not be had */
-  CATTN_ERROR_INTERNAL = 4  /* a defect of this library */
+  CATTN_ERROR_VALUE = 1,   /* a shape, size or option that does not fit */
+  CATTN_ERROR_TYPE = 2,    /* a dtype that does not fit */
+  CATTN_ERROR_MEMORY = 3,  /* the workspace could not be had */
+  CATTN_ERROR_INTERNAL = 4 /* a defect of this library */
 } cattn_status;
 
 typedef enum cattn_dtype {
   CATTN_FLOAT32 = 1,
   CATTN_FLOAT64 = 2,
-  CATTN_BOOL = 3,  /* one byte, zero or not */
+  CATTN_BOOL = 3, /* one byte, zero or not */
   CATTN_INT64 = 4
 } cattn_dtype;
 
@@ -62,15 +62,15 @@ typedef struct cattn_executor {
 } cattn_executor;
 
 enum {
-  CATTN_CAUSAL = 1u << 0,    /* key j is seen by query i when j <= i + causal_offset */
-  CATTN_HAS_SCALE = 1u << 1  /* use `scale`, not the default 1/sqrt(D) */
+  CATTN_CAUSAL = 1u << 0,   /* key j is seen by query i when j <= i + causal_offset */
+  CATTN_HAS_SCALE = 1u << 1 /* use `scale`, not the default 1/sqrt(D) */
 };
 
 typedef struct cattn_attention {
   uint32_t struct_size; /* sizeof(cattn_attention), set by cattn_attention_init */
   uint32_t flags;
   double scale;
-  int32_t num_threads; /* 0: the default of cattn_set_num_threads */
+  int32_t num_threads;            /* 0: the default of cattn_set_num_threads */
   const cattn_executor* executor; /* NULL: the library's own threads */
 
   cattn_array q, k, v;
@@ -82,10 +82,10 @@ typedef struct cattn_attention {
   cattn_array lse;     /* natural-log row log-sum-exp; forward: written if given; backward: read */
   cattn_array weights; /* forward: written if given */
 
-  cattn_array dout;         /* backward: read */
-  cattn_array dlse;         /* backward: read if given */
-  cattn_array dq, dk, dv;   /* backward: each written if given, full broadcast shape */
-  cattn_array dbias;        /* backward: written if given, bias's own shape */
+  cattn_array dout;       /* backward: read */
+  cattn_array dlse;       /* backward: read if given */
+  cattn_array dq, dk, dv; /* backward: each written if given, full broadcast shape */
+  cattn_array dbias;      /* backward: written if given, bias's own shape */
 } cattn_attention;
 
 /* Zeroes the struct and sets struct_size. */

@@ -138,9 +138,8 @@ Argument given_output(const char* name, const py::object& object, const cattn_ar
                           shape_text(wanted));
   }
   if (dtype_code(a, Kind::floating) != description.dtype || a.dtype().byteorder() == '>') {
-    throw py::type_error(std::string(name) + ": dtype " +
-                         py::str(a.dtype()).cast<std::string>() + ", expected " +
-                         py::str(dtype_of(description.dtype)).cast<std::string>());
+    throw py::type_error(std::string(name) + ": dtype " + py::str(a.dtype()).cast<std::string>() +
+                         ", expected " + py::str(dtype_of(description.dtype)).cast<std::string>());
   }
   if (!a.writeable()) throw py::value_error(std::string(name) + ": is read-only");
   if (!walkable(a, true)) {

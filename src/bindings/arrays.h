@@ -26,8 +26,7 @@ struct Argument {
 
 // An input as it is, or as one copy where the core could not walk it (last axis not contiguous,
 // misaligned, foreign byte order). Integers become int64.
-Argument input(const char* name, const py::object& object, Kind kind,
-               Layout layout = Layout::bhld);
+Argument input(const char* name, const py::object& object, Kind kind, Layout layout = Layout::bhld);
 
 // A new array for an output that the core has described.
 Argument new_output(const cattn_array& description, Layout layout = Layout::bhld);

@@ -26,8 +26,8 @@ int32_t parse_num_threads(const py::object& object) {
 struct Inputs {
   Inputs(const py::object& q_object, const py::object& k_object, const py::object& v_object,
          const py::object& mask_object, const py::object& bias_object, bool causal,
-         const py::object& offset_object, const py::object& scale,
-         const std::string& layout_word, const py::object& num_threads)
+         const py::object& offset_object, const py::object& scale, const std::string& layout_word,
+         const py::object& num_threads)
       : layout(parse_layout(layout_word)),
         q(required("q", q_object)),
         k(required("k", k_object)),
@@ -115,9 +115,8 @@ py::tuple attention_backward(const py::object& dout, const py::object& q, const 
                              const py::object& v, const py::object& out, const py::object& lse,
                              const py::object& dlse, bool want_q, bool want_k, bool want_v,
                              bool want_bias, const py::object& mask, const py::object& bias,
-                             bool causal, const py::object& causal_offset,
-                             const py::object& scale, const std::string& layout,
-                             const py::object& num_threads) {
+                             bool causal, const py::object& causal_offset, const py::object& scale,
+                             const std::string& layout, const py::object& num_threads) {
   Inputs inputs(q, k, v, mask, bias, causal, causal_offset, scale, layout, num_threads);
   cattn_attention& problem = inputs.problem;
   cattn_array out_shape{};

@@ -17,8 +17,7 @@ py::tuple attention_backward(const py::object& dout, const py::object& q, const 
                              const py::object& v, const py::object& out, const py::object& lse,
                              const py::object& dlse, bool want_q, bool want_k, bool want_v,
                              bool want_bias, const py::object& mask, const py::object& bias,
-                             bool causal, const py::object& causal_offset,
-                             const py::object& scale, const std::string& layout,
-                             const py::object& num_threads);
+                             bool causal, const py::object& causal_offset, const py::object& scale,
+                             const std::string& layout, const py::object& num_threads);
 
 }  // namespace cattn::python

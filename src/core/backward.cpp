@@ -39,8 +39,7 @@ class Backward {
         group_query_blocks_(p_.group * query_blocks_) {}
 
   void run() {
-    const double flops =
-        6 * p_.score_count() * static_cast<double>(p_.head_dim + p_.value_dim);
+    const double flops = 6 * p_.score_count() * static_cast<double>(p_.head_dim + p_.value_dim);
     threads_ = threads_for(p_, flops);
     // The gradient of the bias visits the pairs once more, so it wants them all.
     const bool shared = p_.dbias || choose_packing(p_, threads_) == Packing::shared;
@@ -113,8 +112,8 @@ class Backward {
 
     const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
     scratch_bytes_ = aligned(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim));
-    thread_bytes_ = scratch_bytes_ + aligned(dk_bytes_) + aligned(dv_bytes_) +
-                    (p_.dbias ? 2 * tile_bytes_ : 0);
+    thread_bytes_ =
+        scratch_bytes_ + aligned(dk_bytes_) + aligned(dv_bytes_) + (p_.dbias ? 2 * tile_bytes_ : 0);
     threads_at_ = part(threads_, thread_bytes_);
   }
 
@@ -161,11 +160,10 @@ class Backward {
     const Index b = batch_of(pair), h = kv_head_of(pair);
     const Index first = block * tiling_.key_block, rows = key_rows(block);
     const ConstRows k = p_.rows(p_.k, b, h, first), v = p_.rows(p_.v, b, h, first);
-    uint8_t flags = k_.pack(
-        {Operand::key, k, rows, p_.head_dim, packed.keys + block * key_bytes_}, tiling_);
+    uint8_t flags =
+        k_.pack({Operand::key, k, rows, p_.head_dim, packed.keys + block * key_bytes_}, tiling_);
     flags &= k_.pack(
-        {Operand::value_t, v, rows, p_.value_dim, packed.values_t + block * value_bytes_},
-        tiling_);
+        {Operand::value_t, v, rows, p_.value_dim, packed.values_t + block * value_bytes_}, tiling_);
     if (p_.dq) {
       k_.pack({Operand::key_rows, k, rows, p_.head_dim, packed.key_rows + block * key_rows_bytes_},
               tiling_);
@@ -179,9 +177,9 @@ class Backward {
     const ConstRows q = p_.rows(p_.q, b, h, first), dout = p_.rows(p_.dout, b, h, first);
     uint8_t flags = k_.pack(
         {Operand::query, q, rows, p_.head_dim, packed.queries + block * query_bytes_}, tiling_);
-    flags &= k_.pack({Operand::grad_out, dout, rows, p_.value_dim,
-                      packed.grads_out + block * grad_out_bytes_},
-                     tiling_);
+    flags &= k_.pack(
+        {Operand::grad_out, dout, rows, p_.value_dim, packed.grads_out + block * grad_out_bytes_},
+        tiling_);
     packed.query_flags[block] = flags;
     RowTermsTask terms{};
     terms.grad_out = dout;
@@ -204,12 +202,11 @@ class Backward {
     }
   }
   char* row_term(char* terms, Index block) const {
-    return terms +
-           (block / query_blocks_ * p_.queries + first_query(block)) * k_.element_size;
+    return terms + (block / query_blocks_ * p_.queries + first_query(block)) * k_.element_size;
   }
 
-  BackwardTask task(Index key_block, Index block, const PackedPair& packed,
-                    const ScoreTerms& terms, const Band& band) const {
+  BackwardTask task(Index key_block, Index block, const PackedPair& packed, const ScoreTerms& terms,
+                    const Band& band) const {
     BackwardTask t{};
     t.rows = query_rows(block);
     t.first_query = first_query(block);
@@ -233,8 +230,7 @@ class Backward {
   // Query blocks that attend some key of a key block.
   BlockRange query_blocks_of(const Band& band, Index key_block) const {
     const Index first_key = key_block * tiling_.key_block;
-    const Range queries =
-        queries_of(band, first_key, first_key + key_rows(key_block), p_.queries);
+    const Range queries = queries_of(band, first_key, first_key + key_rows(key_block), p_.queries);
     if (queries.begin >= queries.end) return {};
     const Index first = queries.begin / tiling_.query_block;
     return {first, ceil_div(queries.end, tiling_.query_block) - first};
@@ -272,8 +268,13 @@ class Backward {
 
   void flush_keys(const void* accumulator, const View& to, Index b, Index h, Index first_key,
                   Index cols, double factor) const {
-    k_.flush({&accumulator, 1, false, std::min(tiling_.key_block, p_.keys - first_key), cols,
-              factor, {p_.at(to, b, h, first_key), to.row_stride}});
+    k_.flush({&accumulator,
+              1,
+              false,
+              std::min(tiling_.key_block, p_.keys - first_key),
+              cols,
+              factor,
+              {p_.at(to, b, h, first_key), to.row_stride}});
   }
 
   void flush_dq(Index pair, Index block, const PackedPair& packed) const {
@@ -283,7 +284,12 @@ class Backward {
       accumulators[c] = dq_accumulator(packed, c, block);
     }
     const Index b = batch_of(pair), h = query_head_of(pair, block), first = first_query(block);
-    k_.flush({accumulators, chunks_.count, true, query_rows(block), p_.head_dim, p_.scale,
+    k_.flush({accumulators,
+              chunks_.count,
+              true,
+              query_rows(block),
+              p_.head_dim,
+              p_.scale,
               {p_.at(p_.dq, b, h, first), p_.dq.row_stride}});
   }
 
@@ -311,12 +317,10 @@ class Backward {
       const char* const bias = biases[static_cast<size_t>(item / per_bias)];
       const Index head = item % per_bias / (query_items * key_items);
       const Index query_item = item / key_items % query_items, key_item = item % key_items;
-      const BiasTile tile{readers.at(bias),
-                          p_.bias_heads_broadcast ? Range{0, p_.heads_q} : Range{head, head + 1},
-                          p_.bias_rows_broadcast ? Range{0, query_blocks_}
-                                                 : Range{query_item, query_item + 1},
-                          p_.bias_cols_broadcast ? Range{0, key_blocks_}
-                                                 : Range{key_item, key_item + 1}};
+      const BiasTile tile{
+          readers.at(bias), p_.bias_heads_broadcast ? Range{0, p_.heads_q} : Range{head, head + 1},
+          p_.bias_rows_broadcast ? Range{0, query_blocks_} : Range{query_item, query_item + 1},
+          p_.bias_cols_broadcast ? Range{0, key_blocks_} : Range{key_item, key_item + 1}};
       if (k_.element_size == 4) {
         bias_gradient<float>(tile, thread);
       } else {

@@ -47,7 +47,8 @@ class Forward {
     const Index scratch_at = layout.add(threads * scratch_bytes);
     // The weights are computed from the lse, which the caller need not want.
     const bool own_lse = p_.weights && !p_.lse;
-    const Index lse_bytes = ceil_div(tiling_.query_block * k_.element_size, kAlignment) * kAlignment;
+    const Index lse_bytes =
+        ceil_div(tiling_.query_block * k_.element_size, kAlignment) * kAlignment;
     const Index lse_at = layout.add(own_lse ? threads * lse_bytes : 0);
     const Workspace workspace(layout.bytes());
 
@@ -105,8 +106,8 @@ class Forward {
                                         tiling_);
   }
 
-  void attend(Index pair, Index head_in_group, Index block, const PackedPair& packed,
-              char* scratch, char* own_lse) const {
+  void attend(Index pair, Index head_in_group, Index block, const PackedPair& packed, char* scratch,
+              char* own_lse) const {
     const Index b = pair / p_.heads_kv;
     const Index h = pair % p_.heads_kv * p_.group + head_in_group;
     const Index first_query = block * tiling_.query_block;
@@ -135,8 +136,7 @@ class Forward {
     task.scratch = scratch;
     k_.forward(task);
     if (p_.weights) {
-      k_.weights({&task, p_.keys,
-                  {p_.at(p_.weights, b, h, first_query), p_.weights.row_stride}});
+      k_.weights({&task, p_.keys, {p_.at(p_.weights, b, h, first_query), p_.weights.row_stride}});
     }
   }
 

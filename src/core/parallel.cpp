@@ -71,8 +71,7 @@ int32_t default_num_threads() {
 
 void set_default_num_threads(int32_t n) { g_num_threads = n; }
 
-void parallel_items(Index items, int32_t threads, const cattn_executor* executor,
-                    ItemFunction f) {
+void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f) {
   if (threads > items) threads = static_cast<int32_t>(items);
   if (threads <= 1) {
     for (Index i = 0; i < items; ++i) f(i, 0);

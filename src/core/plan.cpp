@@ -35,8 +35,7 @@ Chunks backward_chunks(const Problem& problem, Index key_block) {
   constexpr Index kBlocksWorthIt = 4;
   const Index pairs = std::max<Index>(problem.batch * problem.heads_kv, 1);
   const Index blocks = ceil_div(problem.keys, key_block);
-  const Index wanted =
-      std::clamp<Index>(blocks / kBlocksWorthIt, 1, ceil_div(kMostChunks, pairs));
+  const Index wanted = std::clamp<Index>(blocks / kBlocksWorthIt, 1, ceil_div(kMostChunks, pairs));
   const Index per_chunk = std::max<Index>(ceil_div(blocks, wanted), 1);
   return {std::max<Index>(ceil_div(blocks, per_chunk), 1), per_chunk};
 }

@@ -261,10 +261,9 @@ Problem::Problem(const cattn_attention& p, Direction direction) {
     for (int i = 0; i < 3; ++i) {
       const Index n = axis(a, i + 1);
       if (n != 1 && n != full[i]) {
-        value_error(described(name, a) + " does not broadcast to (..., " +
-                    std::to_string(heads_q) + ", " + std::to_string(queries) + ", " +
-                    std::to_string(keys) + "): expected " + std::to_string(full[i]) + " or 1, not " +
-                    std::to_string(n));
+        value_error(described(name, a) + " does not broadcast to (..., " + std::to_string(heads_q) +
+                    ", " + std::to_string(queries) + ", " + std::to_string(keys) + "): expected " +
+                    std::to_string(full[i]) + " or 1, not " + std::to_string(n));
       }
     }
     return make_view(name, a, shape, matrix, false);
@@ -353,7 +352,7 @@ Band Problem::band(Index b) const {
     if (causal_offset) {
       int64_t given_offset;
       std::memcpy(&given_offset, at(causal_offset, b, 0, 0), sizeof(given_offset));
-      offset = given_offset < -kUnbounded ? -kUnbounded
+      offset = given_offset < -kUnbounded  ? -kUnbounded
                : given_offset > kUnbounded ? kUnbounded
                                            : given_offset;
     }
@@ -366,8 +365,7 @@ ScoreTerms Problem::terms(Index b, Index h) const {
   ScoreTerms terms{};
   terms.scale = scale;
   if (bias) {
-    terms.bias = {at(bias, b, h, 0), bias.row_stride, bias.col_stride,
-                  bias_is_float32};
+    terms.bias = {at(bias, b, h, 0), bias.row_stride, bias.col_stride, bias_is_float32};
   }
   if (mask) terms.mask = {at(mask, b, h, 0), mask.row_stride, mask.col_stride, false};
   return terms;
@@ -378,8 +376,8 @@ double Problem::score_count() const {
   if (causal && !causal_offset) {
     // Rows see keys - queries + 1 .. keys keys.
     const double shorter = static_cast<double>(queries < keys ? queries : keys);
-    per_batch = keys >= queries ? per_batch - shorter * (shorter - 1) / 2
-                                : shorter * (shorter + 1) / 2;
+    per_batch =
+        keys >= queries ? per_batch - shorter * (shorter - 1) / 2 : shorter * (shorter + 1) / 2;
   }
   return per_batch * static_cast<double>(batch) * static_cast<double>(heads_q);
 }

@@ -26,7 +26,7 @@ struct Problem {
 
   int32_t dtype = 0;
   bool single_head = false;  // q, k and v are all two-dimensional, and so are the outputs
-  Index batch = 1;  // product of batch_shape
+  Index batch = 1;           // product of batch_shape
   int batch_ndim = 0;
   std::array<Index, kMaxBatchNdim> batch_shape{};
   Index heads_q = 0, heads_kv = 0, group = 1;
@@ -40,7 +40,7 @@ struct Problem {
   View q, k, v, mask, bias, causal_offset;
   View out, lse, weights;
   View dout, dlse, dq, dk, dv;
-  View dbias;                     // bias's own shape, with strides of 0 where it is broadcast
+  View dbias;  // bias's own shape, with strides of 0 where it is broadcast
   bool bias_is_float32 = false;
   bool bias_rows_broadcast = false, bias_cols_broadcast = false, bias_heads_broadcast = false;
 

@@ -63,8 +63,8 @@ void backward(const BackwardTask& t) {
 
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || !is_plain(*t.terms);
-  block_products<T, key_block>(block, query, query_block, static_cast<const T*>(t.key),
-                               t.head_dim, p);
+  block_products<T, key_block>(block, query, query_block, static_cast<const T*>(t.key), t.head_dim,
+                               p);
   block_products<T, key_block>(block, grad_out, query_block, static_cast<const T*>(t.value_t),
                                t.value_dim, ds);
   for_row_tiles(t.rows, [&]<int kRows>(Index r) {
@@ -78,16 +78,15 @@ void backward(const BackwardTask& t) {
       } else {
         exponentiate_row<T, false>(p + row * key_block, begin, end, factor, lse[row], nullptr);
       }
-      score_gradient_row(p + row * key_block, ds + row * key_block, begin, end, delta[row],
-                         masked);
+      score_gradient_row(p + row * key_block, ds + row * key_block, begin, end, delta[row], masked);
     }
   });
   if (!whole) {
     // The products below run over rectangles that reach outside the band.
     for_row_tiles(t.rows, [&]<int kRows>(Index r) {
       const Range columns = block.columns(r, kRows);
-      const auto [begin, end] = columns.begin < columns.end ? whole_vectors<T>(columns)
-                                                            : Range{0, 0};
+      const auto [begin, end] =
+          columns.begin < columns.end ? whole_vectors<T>(columns) : Range{0, 0};
       for (Index row = r; row < smaller(r + kRows, t.rows); ++row) {
         T* const tiles[] = {p, ds};
         for (T* const tile : tiles) {

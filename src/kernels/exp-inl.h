@@ -11,12 +11,8 @@ struct Exp2Polynomial;
 template <>
 struct Exp2Polynomial<float> {
   static constexpr int degree = 6;
-  static constexpr float c[degree + 1] = {1.0f,
-                                          0.693147215f,
-                                          0.2402265278f,
-                                          0.05550310551f,
-                                          0.009617692965f,
-                                          0.001340664417f,
+  static constexpr float c[degree + 1] = {1.0f,           0.693147215f,    0.2402265278f,
+                                          0.05550310551f, 0.009617692965f, 0.001340664417f,
                                           0.000155946832f};
 };
 

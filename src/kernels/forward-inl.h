@@ -180,8 +180,8 @@ void forward(const ForwardTask& t) {
               query_block);
   const Index padded = smaller(round_up(t.rows, Tile::rows / 3), query_block);
   for (Index panel = 0; panel * kPanel<T> < t.head_dim; ++panel)
-    fill(scratch.query + (panel * query_block + t.rows) * kPanel<T>,
-         (padded - t.rows) * kPanel<T>, T(0));
+    fill(scratch.query + (panel * query_block + t.rows) * kPanel<T>, (padded - t.rows) * kPanel<T>,
+         T(0));
   fill(scratch.out, query_block * round_up(t.value_dim, kPanel<T>), T(0));
   fill(scratch.sum, t.rows * Vec<T>::width, T(0));
   fill(scratch.reference, t.rows, -T(__builtin_inff()));
@@ -196,8 +196,7 @@ void forward(const ForwardTask& t) {
     const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
     const T* const value = reinterpret_cast<const T*>(t.values + index * value_bytes);
 
-    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim,
-                                 scratch.score);
+    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score);
     const LeftRows<T, key_block> probability{scratch.score};
     if (t.value_flags[index] & kBlockFinite) {
       softmax_rows<T, false>(t, scratch, block, factor);
@@ -209,10 +208,9 @@ void forward(const ForwardTask& t) {
       for (Index r = 0; r < t.rows; ++r) {
         const Range columns = block.columns(r, 1);
         if (columns.begin >= columns.end) continue;
-        accumulate_skipping<T>(probability.at(r, columns.begin), 1,
-                               value + columns.begin * kPanel<T>, key_block,
-                               columns.end - columns.begin, t.value_dim,
-                               scratch.out + r * kPanel<T>, query_block);
+        accumulate_skipping<T>(
+            probability.at(r, columns.begin), 1, value + columns.begin * kPanel<T>, key_block,
+            columns.end - columns.begin, t.value_dim, scratch.out + r * kPanel<T>, query_block);
       }
     }
   }
@@ -241,8 +239,7 @@ void weights(const WeightsTask& task) {
   for (Index b = key_begin / key_block; b * key_block < key_end; ++b) {
     const ScoreBlock block = score_block<T>(t, key_block, b);
     const T* const key = reinterpret_cast<const T*>(t.keys + (b - t.first_block) * key_bytes);
-    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim,
-                                 scratch.score);
+    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score);
     for (Index r = 0; r < t.rows; ++r) {
       const T row_lse = lse[r * t.lse_stride];
       const Range columns = block.columns(r, 1);
@@ -250,8 +247,7 @@ void weights(const WeightsTask& task) {
       const auto [begin, end] = whole_vectors<T>(columns);
       T* const s = scratch.score + r * key_block;
       transform_rows<T, key_block>(block, *t.terms, scratch.score, r, 1, begin, end);
-      exponentiate_row<T, false>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e),
-                                 nullptr);
+      exponentiate_row<T, false>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e), nullptr);
       T* const to = weight + r * task.weights.row_stride + block.first_key;
       for (Index c = begin; c < end; c += X::width)
         X::store_n(to + c, X::load(s + c), smaller(X::width, block.cols - c));

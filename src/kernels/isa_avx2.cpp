@@ -23,12 +23,12 @@ struct Tile {
   };
 };
 
+#include "kernels/backward-inl.h"
 #include "kernels/exp-inl.h"
+#include "kernels/forward-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/score-inl.h"
-#include "kernels/forward-inl.h"
-#include "kernels/backward-inl.h"
 #include "kernels/table-inl.h"
 
 }  // namespace

@@ -8,8 +8,8 @@
 namespace cattn::neon {
 namespace {
 
-#include "kernels/vec/scalar.h"
 #include "kernels/vec/neon.h"
+#include "kernels/vec/scalar.h"
 
 // 32 registers: 12 x 2 accumulators, 2 right operands, 1 left.
 struct Tile {
@@ -24,12 +24,12 @@ struct Tile {
   };
 };
 
+#include "kernels/backward-inl.h"
 #include "kernels/exp-inl.h"
+#include "kernels/forward-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/score-inl.h"
-#include "kernels/forward-inl.h"
-#include "kernels/backward-inl.h"
 #include "kernels/table-inl.h"
 
 }  // namespace

@@ -50,12 +50,12 @@ struct ScoreTerms {
 // keeps the bytes. Key-side operands come in blocks of tiling.key_block rows, query-side operands
 // in blocks of tiling.query_block rows.
 enum class Operand {
-  key,        // forward and backward: K for Q K^T
-  value,      // forward: V for P V
-  value_t,    // backward: V for dO V^T
-  key_rows,   // backward: K for dS K
-  query,      // backward: Q for Q K^T and for dS^T Q
-  grad_out,   // backward: dO for dO V^T and for P^T dO
+  key,       // forward and backward: K for Q K^T
+  value,     // forward: V for P V
+  value_t,   // backward: V for dO V^T
+  key_rows,  // backward: K for dS K
+  query,     // backward: Q for Q K^T and for dS^T Q
+  grad_out,  // backward: dO for dO V^T and for P^T dO
 };
 
 struct PackTask {
@@ -101,12 +101,12 @@ struct BackwardTask {
   Index head_dim, value_dim;
   Band band;
   const ScoreTerms* terms;
-  const void *query, *grad_out;            // packed query block
-  const void *key, *value_t, *key_rows;    // packed key block
-  bool finite;                             // all of the above hold no NaN or inf
-  const void* lse;                         // one per row: lse * log2(e), +inf for an empty row
-  const void* delta;                       // one per row: rowsum(dO * O) - dlse, 0 for an empty row
-  void *dq, *dk, *dv;                      // accumulators (accumulator_bytes); null: not wanted
+  const void *query, *grad_out;          // packed query block
+  const void *key, *value_t, *key_rows;  // packed key block
+  bool finite;                           // all of the above hold no NaN or inf
+  const void* lse;                       // one per row: lse * log2(e), +inf for an empty row
+  const void* delta;                     // one per row: rowsum(dO * O) - dlse, 0 for an empty row
+  void *dq, *dk, *dv;                    // accumulators (accumulator_bytes); null: not wanted
   // If not null, the score gradients dS (query_block x key_block, row stride key_block) are added
   // here (for the gradient of the bias).
   void* dscore;

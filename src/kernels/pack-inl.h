@@ -75,8 +75,8 @@ Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
   const bool query_side = operand == Operand::query || operand == Operand::grad_out;
   const bool transposed = operand == Operand::key || operand == Operand::value_t;
   const Index rows = query_side ? tiling.query_block : tiling.key_block;
-  const Index elements = transposed ? round_up(rows, kPanel<T>) * cols
-                                    : rows * round_up(cols, kPanel<T>);
+  const Index elements =
+      transposed ? round_up(rows, kPanel<T>) * cols : rows * round_up(cols, kPanel<T>);
   return elements * static_cast<Index>(sizeof(T));
 }
 
@@ -96,8 +96,7 @@ uint8_t pack(const PackTask& t, const Tiling& tiling) {
       break;
     case Operand::query:
     case Operand::grad_out:
-      finite =
-          pack_panels(source, t.source.row_stride, t.rows, t.cols, packed, tiling.query_block);
+      finite = pack_panels(source, t.source.row_stride, t.rows, t.cols, packed, tiling.query_block);
       break;
   }
   return static_cast<uint8_t>(finite ? kBlockFinite : 0);

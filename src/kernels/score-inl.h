@@ -16,8 +16,8 @@ struct ScoreBlock {
   }
   // Rows that may attend some column in [c, c + count).
   CATTN_INLINE Range rows_of(Index c, Index count) const {
-    const Range queries = queries_of(band, first_key + c, first_key + smaller(c + count, cols),
-                                     first_query + rows);
+    const Range queries =
+        queries_of(band, first_key + c, first_key + smaller(c + count, cols), first_query + rows);
     return {larger(queries.begin - first_query, 0), queries.end - first_query};
   }
   // Whether every row in [r, r + count) attends all of [begin, end).
@@ -159,9 +159,9 @@ CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index l
     for_row_tiles(block.rows, [&]<int kRows>(Index r) {
       const Range columns = block.columns(r, kRows);
       if (c >= columns.end || c + kPanel<T> <= columns.begin) return;
-      product_of_panels<T, kRows, Tile::vectors, kStride>(
-          left + r * kPanel<T>, left_rows * kPanel<T>, right + c * depth, depth,
-          s + r * kStride + c);
+      product_of_panels<T, kRows, Tile::vectors, kStride>(left + r * kPanel<T>,
+                                                          left_rows * kPanel<T>, right + c * depth,
+                                                          depth, s + r * kStride + c);
     });
   }
 }

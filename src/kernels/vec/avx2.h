@@ -22,13 +22,9 @@ struct Vec<float> {
   CATTN_INLINE static V zero() { return _mm256_setzero_ps(); }
   CATTN_INLINE static V set1(float x) { return _mm256_set1_ps(x); }
   CATTN_INLINE static V load(const float* p) { return _mm256_loadu_ps(p); }
-  CATTN_INLINE static V load_n(const float* p, Index n) {
-    return _mm256_maskload_ps(p, first(n));
-  }
+  CATTN_INLINE static V load_n(const float* p, Index n) { return _mm256_maskload_ps(p, first(n)); }
   CATTN_INLINE static void store(float* p, V a) { _mm256_storeu_ps(p, a); }
-  CATTN_INLINE static void store_n(float* p, V a, Index n) {
-    _mm256_maskstore_ps(p, first(n), a);
-  }
+  CATTN_INLINE static void store_n(float* p, V a, Index n) { _mm256_maskstore_ps(p, first(n), a); }
   CATTN_INLINE static V add(V a, V b) { return _mm256_add_ps(a, b); }
   CATTN_INLINE static V sub(V a, V b) { return _mm256_sub_ps(a, b); }
   CATTN_INLINE static V mul(V a, V b) { return _mm256_mul_ps(a, b); }
@@ -133,13 +129,9 @@ struct Vec<double> {
   CATTN_INLINE static V zero() { return _mm256_setzero_pd(); }
   CATTN_INLINE static V set1(double x) { return _mm256_set1_pd(x); }
   CATTN_INLINE static V load(const double* p) { return _mm256_loadu_pd(p); }
-  CATTN_INLINE static V load_n(const double* p, Index n) {
-    return _mm256_maskload_pd(p, first(n));
-  }
+  CATTN_INLINE static V load_n(const double* p, Index n) { return _mm256_maskload_pd(p, first(n)); }
   CATTN_INLINE static void store(double* p, V a) { _mm256_storeu_pd(p, a); }
-  CATTN_INLINE static void store_n(double* p, V a, Index n) {
-    _mm256_maskstore_pd(p, first(n), a);
-  }
+  CATTN_INLINE static void store_n(double* p, V a, Index n) { _mm256_maskstore_pd(p, first(n), a); }
   CATTN_INLINE static V add(V a, V b) { return _mm256_add_pd(a, b); }
   CATTN_INLINE static V sub(V a, V b) { return _mm256_sub_pd(a, b); }
   CATTN_INLINE static V mul(V a, V b) { return _mm256_mul_pd(a, b); }
@@ -197,8 +189,7 @@ struct Vec<double> {
 
   CATTN_INLINE static V load_float32(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
   CATTN_INLINE static V load_float32_n(const float* p, Index n) {
-    const __m128i mask =
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(kTailMask + 8 - n));
+    const __m128i mask = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kTailMask + 8 - n));
     return _mm256_cvtps_pd(_mm_maskload_ps(p, mask));
   }
 

@@ -141,9 +141,7 @@ struct Vec<double> {
   CATTN_INLINE static V select(Mask m, V yes, V no) { return _mm512_mask_blend_pd(m, no, yes); }
   CATTN_INLINE static bool any(Mask m) { return m != 0; }
 
-  CATTN_INLINE static V load_float32(const float* p) {
-    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
-  }
+  CATTN_INLINE static V load_float32(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
   CATTN_INLINE static V load_float32_n(const float* p, Index n) {
     return _mm512_cvtps_pd(_mm256_maskz_loadu_ps(first(n), p));
   }

