@@ -64,9 +64,9 @@ void backward(const BackwardTask& t) {
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || !is_plain(*t.terms);
   block_products<T, key_block>(block, query, query_block, static_cast<const T*>(t.key), t.head_dim,
-                               p);
+                               p, nullptr);
   block_products<T, key_block>(block, grad_out, query_block, static_cast<const T*>(t.value_t),
-                               t.value_dim, ds);
+                               t.value_dim, ds, nullptr);
   for_row_tiles(t.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
     if (columns.begin >= columns.end) return;

@@ -8,7 +8,7 @@
 template <class T>
 struct ForwardScratch {
   using Tiles = typename Tile::Forward<T>;
-  T *query, *score, *out, *sum, *reference;
+  T *query, *score, *out, *sum, *reference, *maximum;
 
   CATTN_INLINE ForwardScratch(void* scratch, Index head_dim, Index value_dim) {
     T* p = static_cast<T*>(scratch);
@@ -22,6 +22,7 @@ struct ForwardScratch {
     out = take(Tiles::query_block * round_up(value_dim, kPanel<T>));
     sum = take(Tiles::query_block * Vec<T>::width);
     reference = take(Tiles::query_block);
+    maximum = take(Tiles::query_block * Vec<T>::width);
     end = p;
   }
   T* end;
@@ -58,25 +59,22 @@ CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T factor, T ref
   if (sum) X::store(sum, X::add(X::load(sum), total));
 }
 
+// The lane-wise maximum of a row; NaN is passed over.
 template <class T>
-CATTN_INLINE T row_maximum(const T* s, Index begin, Index end) {
+CATTN_INLINE typename Vec<T>::V row_maximum(const T* s, Index begin, Index end) {
   using X = Vec<T>;
   auto m = X::set1(-T(__builtin_inff()));
   for (Index j = begin; j < end; j += X::width) m = X::max(X::load(s + j), m);
-  return X::max_lanes(m);
+  return m;
 }
 
-// Makes `reference` fit a block whose largest exponent is `maximum`, rescaling what the row has
-// summed so far where it must move.
+// Moves the reference of a row to `maximum`, rescaling what the row has summed so far.
 template <class T>
 CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T maximum,
                                  Index value_dim) {
   using X = Vec<T>;
-  constexpr T slack = 8;
-  T& reference = scratch.reference[r];
-  if (!(maximum > reference + slack)) return;
-  const T old = reference;
-  reference = maximum;
+  const T old = scratch.reference[r];
+  scratch.reference[r] = maximum;
   if (old == -T(__builtin_inff())) return;  // nothing summed yet
   const auto factor = exp2<T>(X::set1(old - maximum));
   T* const sum = scratch.sum + r * X::width;
@@ -85,6 +83,34 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T ma
   for (Index col = 0; col < value_dim; col += X::width) {
     T* const p = scratch.out + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
     X::store(p, X::mul(X::load(p), factor));
+  }
+}
+
+// Makes the references of all rows fit a block with these lane-wise maxima. `width` rows at a time:
+// a transpose turns the maxima over lanes into one vector, and mostly no row has to move.
+template <class T>
+CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, T factor,
+                                  Index value_dim) {
+  using X = Vec<T>;
+  constexpr T slack = 8;  // sums grow by 2^8 at most before a row moves
+  for (Index r = 0; r < rows; r += X::width) {
+    typename X::V tile[X::width];
+    CATTN_UNROLL
+    for (int i = 0; i < X::width; ++i) tile[i] = X::load(scratch.maximum + (r + i) * X::width);
+    X::transpose(tile);
+    auto m = tile[0];
+    CATTN_UNROLL
+    for (int i = 1; i < X::width; ++i) m = X::max(tile[i], m);
+    const auto exponent = X::mul(m, X::set1(factor));
+    const auto limit = X::add(X::load(scratch.reference + r), X::set1(slack));
+    if (!X::any(X::greater(exponent, limit))) continue;
+    T exponents[X::width];
+    X::store(exponents, exponent);
+    for (Index i = 0; i < smaller(X::width, rows - r); ++i) {
+      if (exponents[i] > scratch.reference[r + i] + slack) {
+        move_reference(scratch, r + i, exponents[i], value_dim);
+      }
+    }
   }
 }
 
@@ -104,30 +130,57 @@ CATTN_INLINE Range whole_vectors(Range range) {
   return {range.begin / width * width, round_up(range.end, width)};
 }
 
+// Probabilities of a row that has had nothing to attend so far: its scores are all -inf or NaN.
+template <class T, bool kMark>
+void exponentiate_empty_row(T* s, Index begin, Index end, T* sum) {
+  for (Index j = begin; j < end; ++j) {
+    if (s[j] != s[j]) {
+      sum[0] = s[j];
+    } else {
+      s[j] = kMark ? kMasked<T> : T(0);
+    }
+  }
+}
+
 template <class T, bool kMark>
 CATTN_INLINE void softmax_rows(const ForwardTask& t, const ForwardScratch<T>& scratch,
                                const ScoreBlock& block, T factor) {
+  using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+  const bool plain = is_plain(*t.terms);
+  for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+    const Range columns = block.columns(r, kRows);
+    const Index count = smaller(kRows, block.rows - r);
+    if (columns.begin >= columns.end) {
+      fill(scratch.maximum + r * X::width, count * X::width, -T(__builtin_inff()));
+      return;
+    }
+    // The products' own maxima are over whole panels: they serve where all of that is attended.
+    if (plain && block.full(r, kRows, columns.begin / kPanel<T> * kPanel<T>,
+                            round_up(columns.end, kPanel<T>))) {
+      return;
+    }
+    const auto [begin, end] = whole_vectors<T>(columns);
+    transform_rows<T, stride>(block, *t.terms, scratch.score, r, kRows, begin, end);
+    for (Index row = r; row < r + count; ++row) {
+      X::store(scratch.maximum + row * X::width,
+               row_maximum(scratch.score + row * stride, begin, end));
+    }
+  });
+  move_references(scratch, block.rows, factor, t.value_dim);
   for_row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
     if (columns.begin >= columns.end) return;
     const auto [begin, end] = whole_vectors<T>(columns);
-    transform_rows<T, stride>(block, *t.terms, scratch.score, r, kRows, begin, end);
     for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
       T* const s = scratch.score + row * stride;
-      const T maximum = row_maximum(s, begin, end);
-      if (maximum == -T(__builtin_inff())) {
-        // Nothing to attend here (a NaN score would not compare equal, nor be lost: see below).
-        bool any = false;
-        for (Index j = begin; j < end; ++j) any |= s[j] != s[j];
-        if (!any) {
-          fill(s + begin, end - begin, kMark ? kMasked<T> : T(0));
-          continue;
-        }
+      T* const sum = scratch.sum + row * X::width;
+      const T reference = scratch.reference[row];
+      if (reference == -T(__builtin_inff())) {
+        exponentiate_empty_row<T, kMark>(s, begin, end, sum);
+      } else {
+        exponentiate_row<T, kMark>(s, begin, end, factor, reference, sum);
       }
-      move_reference(scratch, row, maximum * factor, t.value_dim);
-      exponentiate_row<T, kMark>(s, begin, end, factor, scratch.reference[row],
-                                 scratch.sum + row * Vec<T>::width);
     }
   });
 }
@@ -184,7 +237,8 @@ void forward(const ForwardTask& t) {
          T(0));
   fill(scratch.out, query_block * round_up(t.value_dim, kPanel<T>), T(0));
   fill(scratch.sum, t.rows * Vec<T>::width, T(0));
-  fill(scratch.reference, t.rows, -T(__builtin_inff()));
+  fill(scratch.reference, query_block, -T(__builtin_inff()));
+  fill(scratch.maximum, query_block * Vec<T>::width, -T(__builtin_inff()));
 
   const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
   const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
@@ -196,7 +250,8 @@ void forward(const ForwardTask& t) {
     const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
     const T* const value = reinterpret_cast<const T*>(t.values + index * value_bytes);
 
-    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score);
+    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score,
+                                 scratch.maximum);
     const LeftRows<T, key_block> probability{scratch.score};
     if (t.value_flags[index] & kBlockFinite) {
       softmax_rows<T, false>(t, scratch, block, factor);
@@ -239,7 +294,8 @@ void weights(const WeightsTask& task) {
   for (Index b = key_begin / key_block; b * key_block < key_end; ++b) {
     const ScoreBlock block = score_block<T>(t, key_block, b);
     const T* const key = reinterpret_cast<const T*>(t.keys + (b - t.first_block) * key_bytes);
-    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score);
+    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score,
+                                 nullptr);
     for (Index r = 0; r < t.rows; ++r) {
       const T row_lse = lse[r * t.lse_stride];
       const Range columns = block.columns(r, 1);

@@ -59,9 +59,11 @@ CATTN_INLINE void clear(typename Vec<T>::V (&acc)[kRows][kVectors]) {
 
 // c (kRows, kVectors * width; row stride kStride) = left panels (depth columns) times right.
 // `left` is in panels left_panel elements apart; `right` is one panel of `depth` rows.
+// If maximum is not null, the rows' lane-wise maxima (kRows, width) are kept there too, over this
+// panel and, unless `first`, what is there already; NaN is passed over.
 template <class T, int kRows, int kVectors, Index kStride>
 CATTN_INLINE void product_of_panels(const T* left, Index left_panel, const T* right, Index depth,
-                                    T* c) {
+                                    T* c, T* maximum, bool first) {
   using X = Vec<T>;
   typename X::V acc[kRows][kVectors];
   clear<T>(acc);
@@ -74,6 +76,15 @@ CATTN_INLINE void product_of_panels(const T* left, Index left_panel, const T* ri
   for (int i = 0; i < kRows; ++i) {
     CATTN_UNROLL
     for (int j = 0; j < kVectors; ++j) X::store(c + i * kStride + j * X::width, acc[i][j]);
+  }
+  if (!maximum) return;
+  CATTN_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    T* const p = maximum + i * X::width;
+    auto m = first ? X::set1(-T(__builtin_inff())) : X::load(p);
+    CATTN_UNROLL
+    for (int j = 0; j < kVectors; ++j) m = X::max(acc[i][j], m);
+    X::store(p, m);
   }
 }
 

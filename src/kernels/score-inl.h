@@ -150,18 +150,20 @@ CATTN_INLINE void transform_row(T* s, Index begin, Index end, const ScoreTerms& 
 
 // The products of a block: s (rows, cols; row stride kStride) = left right^T, only where some row
 // of the tile may attend. `left` is in panels of left_rows rows, `right` packed transposed.
+// If maximum is not null it receives each row's lane-wise maximum over whole panels.
 template <class T, Index kStride>
 CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index left_rows,
-                                 const T* right, Index depth, T* s) {
+                                 const T* right, Index depth, T* s, T* maximum) {
   const Range all = block.columns(0, block.rows);
-  const Index first = larger(all.begin, 0) / kPanel<T> * kPanel<T>;
+  const Index first = all.begin / kPanel<T> * kPanel<T>;
   for (Index c = first; c < all.end; c += kPanel<T>) {
     for_row_tiles(block.rows, [&]<int kRows>(Index r) {
       const Range columns = block.columns(r, kRows);
       if (c >= columns.end || c + kPanel<T> <= columns.begin) return;
-      product_of_panels<T, kRows, Tile::vectors, kStride>(left + r * kPanel<T>,
-                                                          left_rows * kPanel<T>, right + c * depth,
-                                                          depth, s + r * kStride + c);
+      product_of_panels<T, kRows, Tile::vectors, kStride>(
+          left + r * kPanel<T>, left_rows * kPanel<T>, right + c * depth, depth,
+          s + r * kStride + c, maximum ? maximum + r * Vec<T>::width : nullptr,
+          c <= columns.begin);
     });
   }
 }

@@ -30,11 +30,6 @@ struct Vec<float> {
   CATTN_INLINE static V mul(V a, V b) { return _mm256_mul_ps(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm256_max_ps(a, b); }
-  CATTN_INLINE static float max_lanes(V a) {
-    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
-  }
   CATTN_INLINE static float sum_lanes(V a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -57,8 +52,6 @@ struct Vec<float> {
     return mul(p, _mm256_castsi256_ps(bits));
   }
 
-  CATTN_INLINE static Mask all() { return _mm256_set1_epi32(-1); }
-  CATTN_INLINE static Mask both(Mask a, Mask b) { return _mm256_and_si256(a, b); }
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
     const int b = begin < 0 ? 0 : begin > width ? width : static_cast<int>(begin);
     const int e = end < 0 ? 0 : end > width ? width : static_cast<int>(end);
@@ -78,6 +71,9 @@ struct Vec<float> {
   }
   CATTN_INLINE static Mask equal(V a, V b) {
     return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+  }
+  CATTN_INLINE static Mask greater(V a, V b) {
+    return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
   }
   CATTN_INLINE static Mask same_bits(V a, V b) {
     return _mm256_cmpeq_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b));
@@ -137,10 +133,6 @@ struct Vec<double> {
   CATTN_INLINE static V mul(V a, V b) { return _mm256_mul_pd(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm256_max_pd(a, b); }
-  CATTN_INLINE static double max_lanes(V a) {
-    const __m128d x = _mm_max_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
-    return _mm_cvtsd_f64(_mm_max_sd(x, _mm_unpackhi_pd(x, x)));
-  }
   CATTN_INLINE static double sum_lanes(V a) {
     const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
     return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
@@ -159,8 +151,6 @@ struct Vec<double> {
     return mul(p, _mm256_castsi256_pd(_mm256_slli_epi64(biased, 52)));
   }
 
-  CATTN_INLINE static Mask all() { return _mm256_set1_epi32(-1); }
-  CATTN_INLINE static Mask both(Mask a, Mask b) { return _mm256_and_si256(a, b); }
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
     const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
     return _mm256_and_si256(_mm256_cmpgt_epi64(lane, _mm256_set1_epi64x(begin - 1)),
@@ -178,6 +168,9 @@ struct Vec<double> {
   }
   CATTN_INLINE static Mask equal(V a, V b) {
     return _mm256_castpd_si256(_mm256_cmp_pd(a, b, _CMP_EQ_OQ));
+  }
+  CATTN_INLINE static Mask greater(V a, V b) {
+    return _mm256_castpd_si256(_mm256_cmp_pd(a, b, _CMP_GT_OQ));
   }
   CATTN_INLINE static Mask same_bits(V a, V b) {
     return _mm256_cmpeq_epi64(_mm256_castpd_si256(a), _mm256_castpd_si256(b));

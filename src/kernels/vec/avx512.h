@@ -27,7 +27,6 @@ struct Vec<float> {
   CATTN_INLINE static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm512_max_ps(a, b); }
-  CATTN_INLINE static float max_lanes(V a) { return _mm512_reduce_max_ps(a); }
   CATTN_INLINE static float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }
 
   // vreduceps gives 0 for an infinity, so exp2(-inf) = scale2(p(0), -inf) = 0 needs no clamp.
@@ -36,8 +35,6 @@ struct Vec<float> {
     return _mm512_scalef_ps(p, _mm512_sub_ps(x, fraction));
   }
 
-  CATTN_INLINE static Mask all() { return 0xffff; }
-  CATTN_INLINE static Mask both(Mask a, Mask b) { return a & b; }
   // Lanes l with begin <= l < end.
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
     const unsigned upper = end >= width ? 0xffffu : end <= 0 ? 0u : (1u << end) - 1u;
@@ -49,6 +46,7 @@ struct Vec<float> {
     return _mm_test_epi8_mask(bytes, bytes);
   }
   CATTN_INLINE static Mask equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  CATTN_INLINE static Mask greater(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   CATTN_INLINE static Mask same_bits(V a, V b) {
     return _mm512_cmpeq_epi32_mask(_mm512_castps_si512(a), _mm512_castps_si512(b));
   }
@@ -115,7 +113,6 @@ struct Vec<double> {
   CATTN_INLINE static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm512_max_pd(a, b); }
-  CATTN_INLINE static double max_lanes(V a) { return _mm512_reduce_max_pd(a); }
   CATTN_INLINE static double sum_lanes(V a) { return _mm512_reduce_add_pd(a); }
 
   CATTN_INLINE static V fraction(V x) { return _mm512_reduce_pd(x, 0); }
@@ -123,8 +120,6 @@ struct Vec<double> {
     return _mm512_scalef_pd(p, _mm512_sub_pd(x, fraction));
   }
 
-  CATTN_INLINE static Mask all() { return 0xff; }
-  CATTN_INLINE static Mask both(Mask a, Mask b) { return a & b; }
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
     const unsigned upper = end >= width ? 0xffu : end <= 0 ? 0u : (1u << end) - 1u;
     const unsigned lower = begin >= width ? 0xffu : begin <= 0 ? 0u : (1u << begin) - 1u;
@@ -135,6 +130,7 @@ struct Vec<double> {
     return static_cast<Mask>(_mm_test_epi8_mask(bytes, bytes));
   }
   CATTN_INLINE static Mask equal(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+  CATTN_INLINE static Mask greater(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
   CATTN_INLINE static Mask same_bits(V a, V b) {
     return _mm512_cmpeq_epi64_mask(_mm512_castpd_si512(a), _mm512_castpd_si512(b));
   }

@@ -12,7 +12,6 @@ struct Vec<float> : PlainVec<float, int32_t, 4> {
                                          reinterpret_cast<float32x4_t>(a),
                                          reinterpret_cast<float32x4_t>(b)));
   }
-  CATTN_INLINE static float max_lanes(V a) { return vmaxvq_f32(reinterpret_cast<float32x4_t>(a)); }
   CATTN_INLINE static V round(V x) {
     return reinterpret_cast<V>(vrndnq_f32(reinterpret_cast<float32x4_t>(x)));
   }

@@ -41,11 +41,6 @@ struct PlainVec {
   CATTN_INLINE static V fma(V a, V b, V c) { return a * b + c; }  // fused where the CPU can
   // The larger; b where either is NaN.
   CATTN_INLINE static V max(V a, V b) { return a > b ? a : b; }
-  CATTN_INLINE static T max_lanes(V a) {
-    T x = a[0];
-    for (int i = 1; i < width; ++i) x = a[i] > x ? a[i] : x;
-    return x;
-  }
   CATTN_INLINE static T sum_lanes(V a) {
     T x = a[0];
     for (int i = 1; i < width; ++i) x += a[i];
@@ -79,8 +74,6 @@ struct PlainVec {
     return p * reinterpret_cast<V>(bits);
   }
 
-  CATTN_INLINE static Mask all() { return Mask{} - 1; }
-  CATTN_INLINE static Mask both(Mask a, Mask b) { return a & b; }
   // Lanes l with begin <= l < end; both may lie outside the vector.
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
     Mask m;
@@ -94,6 +87,7 @@ struct PlainVec {
     return m;
   }
   CATTN_INLINE static Mask equal(V a, V b) { return a == b; }
+  CATTN_INLINE static Mask greater(V a, V b) { return a > b; }
   CATTN_INLINE static Mask same_bits(V a, V b) {
     return reinterpret_cast<Mask>(a) == reinterpret_cast<Mask>(b);
   }
