@@ -185,31 +185,51 @@ CATTN_INLINE void softmax_rows(const ForwardTask& t, const ForwardScratch<T>& sc
   });
 }
 
+// The sum over lanes of `width` rows of lane-wise sums, one row per lane of the result.
+template <class T>
+CATTN_INLINE typename Vec<T>::V sum_rows(const T* lanes) {
+  using X = Vec<T>;
+  typename X::V tile[X::width];
+  CATTN_UNROLL
+  for (int i = 0; i < X::width; ++i) tile[i] = X::load(lanes + i * X::width);
+  X::transpose(tile);
+  auto sum = tile[0];
+  CATTN_UNROLL
+  for (int i = 1; i < X::width; ++i) sum = X::add(sum, tile[i]);
+  return sum;
+}
+
 // out = o / sum and lse = ln(2) (reference + log2(sum)); a row without keys gives 0 and -inf.
 template <class T>
 CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   using X = Vec<T>;
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
-  for (Index r = 0; r < t.rows; ++r) {
-    const T sum = X::sum_lanes(X::load(scratch.sum + r * X::width));
-    const auto factor = X::set1(sum == T(0) ? T(0) : T(1) / sum);
-    T* const out = static_cast<T*>(t.out.data) + r * t.out.row_stride;
-    for (Index col = 0; col < t.value_dim; col += X::width) {
-      const T* const o =
-          scratch.out + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
-      const auto x = X::mul(X::load(o), factor);
-      const Index n = t.value_dim - col;
-      if (n >= X::width) {
-        X::store(out + col, x);
-      } else {
-        X::store_n(out + col, x, n);
+  for (Index first = 0; first < t.rows; first += X::width) {
+    T sums[X::width], factors[X::width];
+    const auto sum = sum_rows<T>(scratch.sum + first * X::width);
+    X::store(sums, sum);
+    X::store(factors, X::select(X::equal(sum, X::zero()), X::zero(), X::div(X::set1(T(1)), sum)));
+    for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
+      const auto factor = X::set1(factors[r - first]);
+      T* const out = static_cast<T*>(t.out.data) + r * t.out.row_stride;
+      for (Index col = 0; col < t.value_dim; col += X::width) {
+        const T* const o =
+            scratch.out + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
+        const auto x = X::mul(X::load(o), factor);
+        const Index n = t.value_dim - col;
+        if (n >= X::width) {
+          X::store(out + col, x);
+        } else {
+          X::store_n(out + col, x, n);
+        }
       }
-    }
-    if (t.lse) {
-      static_cast<T*>(t.lse)[r * t.lse_stride] =
-          sum == T(0) ? -T(__builtin_inff())
-                      : static_cast<T>(static_cast<double>(scratch.reference[r]) * kLn2 +
-                                       __builtin_log(static_cast<double>(sum)));
+      if (t.lse) {
+        const T row_sum = sums[r - first];
+        static_cast<T*>(t.lse)[r * t.lse_stride] =
+            row_sum == T(0) ? -T(__builtin_inff())
+                            : static_cast<T>(static_cast<double>(scratch.reference[r]) * kLn2 +
+                                             __builtin_log(static_cast<double>(row_sum)));
+      }
     }
   }
 }
@@ -221,6 +241,26 @@ CATTN_INLINE ScoreBlock score_block(const ForwardTask& t, Index key_block, Index
           t.band};
 }
 
+// The packed queries, and sums that are still empty. Rows are padded to what row tiles and vectors
+// of rows touch.
+template <class T>
+CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
+  constexpr Index width = Vec<T>::width;
+  const Index tile_rows = smaller(round_up(t.rows, Tile::rows / 3), query_block);
+  const Index vector_rows = round_up(t.rows, width);
+  pack_panels(static_cast<const T*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, scratch.query,
+              query_block);
+  for (Index col = 0; col < t.head_dim; col += kPanel<T>)
+    fill(scratch.query + col * query_block + t.rows * kPanel<T>, (tile_rows - t.rows) * kPanel<T>,
+         T(0));
+  for (Index col = 0; col < t.value_dim; col += kPanel<T>)
+    fill(scratch.out + col * query_block, tile_rows * kPanel<T>, T(0));
+  fill(scratch.sum, vector_rows * width, T(0));
+  fill(scratch.reference, vector_rows, -T(__builtin_inff()));
+  fill(scratch.maximum + t.rows * width, (vector_rows - t.rows) * width, -T(__builtin_inff()));
+}
+
 template <class T>
 void forward(const ForwardTask& t) {
   using Tiles = typename Tile::Forward<T>;
@@ -229,17 +269,7 @@ void forward(const ForwardTask& t) {
   const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
   const T factor = static_cast<T>(exponent_factor(*t.terms));
 
-  pack_panels(static_cast<const T*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, scratch.query,
-              query_block);
-  const Index padded = smaller(round_up(t.rows, Tile::rows / 3), query_block);
-  for (Index panel = 0; panel * kPanel<T> < t.head_dim; ++panel)
-    fill(scratch.query + (panel * query_block + t.rows) * kPanel<T>, (padded - t.rows) * kPanel<T>,
-         T(0));
-  fill(scratch.out, query_block * round_up(t.value_dim, kPanel<T>), T(0));
-  fill(scratch.sum, t.rows * Vec<T>::width, T(0));
-  fill(scratch.reference, query_block, -T(__builtin_inff()));
-  fill(scratch.maximum, query_block * Vec<T>::width, -T(__builtin_inff()));
-
+  prepare_rows(t, scratch);
   const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
   const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
   const Index key_begin = lowest_key(t.band, t.first_query);

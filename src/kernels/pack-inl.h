@@ -21,6 +21,7 @@ bool pack_panels(const T* source, Index stride, Index rows, Index cols, T* packe
     const T* from = source + col;
     if (n == X::width) {
       for (Index r = 0; r < rows; ++r, from += stride, to += kPanel<T>) {
+        __builtin_prefetch(from + rows * stride, 0, 2);
         const auto x = X::load(from);
         probe = X::fma(x, zero, probe);
         X::store(to, x);
@@ -56,6 +57,7 @@ bool pack_transposed(const T* source, Index stride, Index rows, Index cols, T* p
         tile[i] = zero;
         if (row + i < rows) {
           const T* from = source + (row + i) * stride + col;
+          __builtin_prefetch(from + rows * stride, 0, 2);
           tile[i] = n == X::width ? X::load(from) : X::load_n(from, n);
         }
         probe = X::fma(tile[i], zero, probe);

@@ -28,6 +28,7 @@ struct Vec<float> {
   CATTN_INLINE static V add(V a, V b) { return _mm256_add_ps(a, b); }
   CATTN_INLINE static V sub(V a, V b) { return _mm256_sub_ps(a, b); }
   CATTN_INLINE static V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+  CATTN_INLINE static V div(V a, V b) { return _mm256_div_ps(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm256_max_ps(a, b); }
   CATTN_INLINE static float sum_lanes(V a) {
@@ -131,6 +132,7 @@ struct Vec<double> {
   CATTN_INLINE static V add(V a, V b) { return _mm256_add_pd(a, b); }
   CATTN_INLINE static V sub(V a, V b) { return _mm256_sub_pd(a, b); }
   CATTN_INLINE static V mul(V a, V b) { return _mm256_mul_pd(a, b); }
+  CATTN_INLINE static V div(V a, V b) { return _mm256_div_pd(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm256_max_pd(a, b); }
   CATTN_INLINE static double sum_lanes(V a) {

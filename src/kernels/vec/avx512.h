@@ -25,6 +25,7 @@ struct Vec<float> {
   CATTN_INLINE static V add(V a, V b) { return _mm512_add_ps(a, b); }
   CATTN_INLINE static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
   CATTN_INLINE static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+  CATTN_INLINE static V div(V a, V b) { return _mm512_div_ps(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm512_max_ps(a, b); }
   CATTN_INLINE static float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }
@@ -111,6 +112,7 @@ struct Vec<double> {
   CATTN_INLINE static V add(V a, V b) { return _mm512_add_pd(a, b); }
   CATTN_INLINE static V sub(V a, V b) { return _mm512_sub_pd(a, b); }
   CATTN_INLINE static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
+  CATTN_INLINE static V div(V a, V b) { return _mm512_div_pd(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm512_max_pd(a, b); }
   CATTN_INLINE static double sum_lanes(V a) { return _mm512_reduce_add_pd(a); }

@@ -38,6 +38,7 @@ struct PlainVec {
   CATTN_INLINE static V add(V a, V b) { return a + b; }
   CATTN_INLINE static V sub(V a, V b) { return a - b; }
   CATTN_INLINE static V mul(V a, V b) { return a * b; }
+  CATTN_INLINE static V div(V a, V b) { return a / b; }
   CATTN_INLINE static V fma(V a, V b, V c) { return a * b + c; }  // fused where the CPU can
   // The larger; b where either is NaN.
   CATTN_INLINE static V max(V a, V b) { return a > b ? a : b; }
