@@ -94,10 +94,14 @@ Layout parse_layout(const std::string& word) {
 Argument input(const char* name, const py::object& object, Kind kind, Layout layout) {
   Argument argument;
   if (object.is_none()) return argument;
-  argument.array = py::array::ensure(object);
-  if (!argument.array) {
-    PyErr_Clear();
-    throw py::type_error(std::string(name) + ": is not an array");
+  if (py::isinstance<py::array>(object)) {
+    argument.array = py::reinterpret_borrow<py::array>(object);
+  } else {
+    argument.array = py::array::ensure(object);
+    if (!argument.array) {
+      PyErr_Clear();
+      throw py::type_error(std::string(name) + ": is not an array");
+    }
   }
   const int32_t dtype = dtype_code(argument.array, kind);
   if (dtype == 0) {

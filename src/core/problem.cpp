@@ -42,10 +42,24 @@ void check_array(const char* name, const cattn_array& a, int least_ndim) {
     value_error(described(name, a) + " has too few axes, expected at least " +
                 std::to_string(least_ndim));
   }
-  Index size = dtype_size(a.dtype);
+  // Offsets of elements, in bytes and from either end, must fit into an Index.
+  Index count = 1, extent = 1;
+  bool fits = true;
   for (int i = 0; i < a.ndim; ++i) {
-    if (a.shape[i] < 0) value_error(described(name, a) + " has a negative axis");
-    if (a.shape[i] > 0) size = checked_multiply(size, a.shape[i]);
+    const Index n = a.shape[i];
+    if (n < 0) value_error(described(name, a) + " has a negative axis");
+    if (n <= 1) continue;
+    Index step, length;
+    fits = fits && !__builtin_mul_overflow(count, n, &count) &&
+           !__builtin_mul_overflow(a.strides[i], a.strides[i] < 0 ? -1 : 1, &step) &&
+           !__builtin_mul_overflow(step, n - 1, &length) &&
+           !__builtin_add_overflow(extent, length, &extent);
+  }
+  const Index size = dtype_size(a.dtype);
+  Index bytes;
+  if (!fits || __builtin_mul_overflow(count, size, &bytes) ||
+      __builtin_mul_overflow(extent, size, &bytes)) {
+    value_error(described(name, a) + ": its sizes or strides do not fit into 64 bits");
   }
 }
 
@@ -110,6 +124,7 @@ View make_view(const char* name, const cattn_array& a, const BatchShape& batch, 
   }
   for (int i = 0; i < batch.ndim_; ++i) {
     const int mine = at - i, b = batch.ndim_ - 1 - i;
+    view.batch_strides[static_cast<size_t>(b)] = 0;
     if (mine < 0) {
       if (full_batch && batch.shape_[b] != 1) {
         value_error(described(name, a) + " lacks leading axes, expected " + batch.text());
@@ -289,6 +304,9 @@ Problem::Problem(const cattn_attention& p, Direction direction) {
     bias_heads_broadcast = axis(p.bias, 3) == 1;
   }
 
+  if ((p.flags & ~uint32_t{CATTN_CAUSAL | CATTN_HAS_SCALE}) != 0) {
+    value_error("flags: is " + std::to_string(p.flags) + ", which this version does not know");
+  }
   causal = (p.flags & CATTN_CAUSAL) != 0;
   if (given(p.causal_offset)) {
     if (!causal) value_error("causal_offset: has a meaning only with causal=True");

@@ -13,7 +13,7 @@ inline constexpr int kMaxBatchNdim = CATTN_MAX_NDIM;
 struct View {
   char* data = nullptr;
   Index element_size = 0;
-  std::array<Index, kMaxBatchNdim> batch_strides{};
+  std::array<Index, kMaxBatchNdim> batch_strides;  // set up to the problem's batch_ndim
   Index head_stride = 0, row_stride = 0, col_stride = 0;
 
   explicit operator bool() const { return data != nullptr; }
@@ -28,7 +28,7 @@ struct Problem {
   bool single_head = false;  // q, k and v are all two-dimensional, and so are the outputs
   Index batch = 1;           // product of batch_shape
   int batch_ndim = 0;
-  std::array<Index, kMaxBatchNdim> batch_shape{};
+  std::array<Index, kMaxBatchNdim> batch_shape;  // set up to batch_ndim
   Index heads_q = 0, heads_kv = 0, group = 1;
   Index queries = 0, keys = 0, head_dim = 0, value_dim = 0;
 

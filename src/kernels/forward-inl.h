@@ -333,10 +333,12 @@ void weights(const WeightsTask& task) {
       const auto [begin, end] = whole_vectors<T>(columns);
       T* const s = scratch.score + r * key_block;
       transform_rows<T, key_block>(block, *t.terms, scratch.score, r, 1, begin, end);
-      exponentiate_row<T, false>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e), nullptr);
+      exponentiate_row<T, true>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e), nullptr);
       T* const to = weight + r * task.weights.row_stride + block.first_key;
-      for (Index c = begin; c < end; c += X::width)
-        X::store_n(to + c, X::load(s + c), smaller(X::width, block.cols - c));
+      for (Index c = begin; c < end; c += X::width) {
+        const auto p = X::add(X::load(s + c), X::zero());  // no -0 for a masked position
+        X::store_n(to + c, p, smaller(X::width, block.cols - c));
+      }
     }
   }
 }

@@ -14,7 +14,11 @@ struct PlainVec {
   static constexpr int width = kWidth;
 
   CATTN_INLINE static V zero() { return V{}; }
-  CATTN_INLINE static V set1(T x) { return V{} + x; }
+  CATTN_INLINE static V set1(T x) {
+    V a{};  // V{} + x would lose the sign of -0
+    for (int i = 0; i < width; ++i) a[i] = x;
+    return a;
+  }
 
   // Unaligned loads and stores; the _n forms touch only the first n elements (n < width) and load
   // zeros into the others.

@@ -1,0 +1,127 @@
+"""The table of cases: what is computed, on what shapes, and which of them a quick run measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Direction = Literal["forward", "backward"]
+
+#: The fastest instruction set of the machine, whichever that is.
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention call: self-attention of `batch` × `heads` heads over `length` positions."""
+
+    direction: Direction
+    heads: int
+    length: int
+    head_dim: int
+    causal: bool = False
+    kv_heads: int | None = None
+    """Heads of keys and values; None is as many as `heads`."""
+    batch: int = 1
+    dtype: str = "float32"
+    isa: str = BEST
+    threads: int | None = None
+    """None is all the cores that the run may use."""
+    quick: bool = False
+    """Part of the quick run too, not of the full one only."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it; instruction set and threads stand above the table."""
+        words: list[str] = [self.direction]
+        if self.batch > 1:
+            words.append(f"B{self.batch}")
+        grouped = self.kv_heads not in (None, self.heads)
+        words.append(f"H{self.heads}/{self.kv_heads}" if grouped else f"H{self.heads}")
+        words += [f"L{self.length}", f"D{self.head_dim}"]
+        if self.causal:
+            words.append("causal")
+        if self.dtype != "float32":
+            words.append(self.dtype)
+        return " ".join(words)
+
+    @property
+    def key(self) -> tuple[str, str, int | None]:
+        """What makes two measurements comparable."""
+        return self.name, self.isa, self.threads
+
+    @property
+    def scores(self) -> int:
+        """How many query-key pairs there are, masked or not."""
+        return self.batch * self.heads * self.length**2
+
+    @property
+    def flops(self) -> float:
+        """Two products of 2·D operations per score forward, five backward; half if causal."""
+        forward = 4.0 * self.scores * self.head_dim * (0.5 if self.causal else 1.0)
+        return forward if self.direction == "forward" else 2.5 * forward
+
+
+#: The work that every comparison starts from, forward and backward.
+MAIN = [
+    Case("forward", 8, 2048, 64, quick=True),
+    Case("forward", 8, 2048, 64, causal=True, quick=True),
+    Case("forward", 8, 512, 64, causal=True, quick=True),
+    Case("forward", 32, 2048, 128, causal=True, kv_heads=8, quick=True),
+    Case("forward", 8, 128, 32, batch=32, quick=True),
+    Case("forward", 1, 8192, 64, quick=True),
+    Case("backward", 8, 2048, 64, quick=True),
+    Case("backward", 8, 2048, 64, causal=True, quick=True),
+    Case("backward", 32, 2048, 128, causal=True, kv_heads=8),
+    Case("backward", 8, 128, 32, batch=32, quick=True),
+    Case("backward", 1, 8192, 64),
+]
+
+#: Calls so short that everything around the arithmetic counts.
+SMALL = [
+    Case("forward", 1, 64, 64, quick=True),
+    Case("forward", 1, 16, 64, quick=True),
+    Case("forward", 4, 32, 32, batch=256, quick=True),
+]
+
+#: The time per score should not depend on the length.
+LENGTHS = [Case("forward", 2, 1024 * 2**i, 64) for i in range(7)]
+
+#: Head sizes beside the powers of two that they are held against.
+HEAD_SIZES = [Case("forward", 8, 2048, size) for size in (32, 40, 72, 80, 96, 128, 192, 256)]
+
+#: The rest: longer causal work, double precision, one thread.
+OTHERS = [
+    Case("forward", 8, 8192, 64, causal=True),
+    Case("forward", 8, 2048, 64, dtype="float64"),
+    Case("backward", 8, 2048, 64, dtype="float64"),
+    Case("forward", 8, 2048, 64, threads=1),
+    Case("backward", 8, 2048, 64, threads=1),
+]
+
+CASES: list[Case] = [
+    *MAIN,
+    *SMALL,
+    *LENGTHS,
+    *HEAD_SIZES,
+    *OTHERS,
+    *(replace(case, isa=isa, quick=False) for isa in ("avx512", "avx2") for case in MAIN),
+]
+
+
+def select(
+    cases: Iterable[Case], *, isas: Sequence[str], threads: int, isa: str | None = None
+) -> list[Case]:
+    """Cases that this machine can run, with instruction set and threads filled in, each once.
+
+    `isas` are those that the machine has, slowest first; `isa` replaces that of every case.
+    """
+    chosen: dict[tuple[str, str, int | None], Case] = {}
+    for case in cases:
+        named = isa or (isas[-1] if case.isa == BEST else case.isa)
+        team = case.threads or threads
+        filled = replace(case, isa=named, threads=team)
+        if named in isas and team <= threads:
+            chosen.setdefault(filled.key, filled)
+    return list(chosen.values())

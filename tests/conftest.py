@@ -1,0 +1,69 @@
+"""Fixtures: every instruction set that the machine can run, and the table of errors over bounds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# `python -m pytest` puts the source tree first on the path; the tests are about what is installed.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from cattn import _core  # noqa: E402
+
+# The same examples on every run, however slow the machine.
+hypothesis.settings.register_profile("cattn", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("cattn")
+
+ERRORS = pytest.StashKey[dict[str, float]]()
+
+
+@pytest.fixture(scope="module", params=_core.available_isas())
+def isa(request):
+    """Runs the test on this instruction set."""
+    before = _core.isa()
+    _core.set_isa(request.param)
+    assert _core.isa() == request.param
+    yield request.param
+    _core.set_isa(before)
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    return np.dtype(request.param)
+
+
+@pytest.fixture
+def record(request):
+    """Keeps the largest error / bound of each (function, dtype, isa) for the summary."""
+    errors = request.config.stash.setdefault(ERRORS, {})
+
+    def record(function: str, dtype: np.dtype, ratio: float) -> None:
+        key = f"{function} {np.dtype(dtype).name} {_core.isa()}"
+        errors[key] = max(errors.get(key, 0.0), ratio)
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    errors = config.stash.get(ERRORS, {})
+    if not errors:
+        return
+    if cache := getattr(config, "cache", None):
+        cache.set("cattn/errors", errors)
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for key, ratio in errors.items():
+        function, dtype, isa = key.split()
+        rows.setdefault((function, dtype), {})[isa] = ratio
+    isas = _core.available_isas()
+    terminalreporter.section("largest error / bound")
+    terminalreporter.write_line(
+        f"{'function':<12}{'dtype':<10}" + "".join(f"{i:>10}" for i in isas)
+    )
+    for (function, dtype), by_isa in sorted(rows.items()):
+        cells = "".join(f"{by_isa[i]:>10.3f}" if i in by_isa else f"{'':>10}" for i in isas)
+        terminalreporter.write_line(f"{function:<12}{dtype:<10}{cells}")

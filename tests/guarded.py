@@ -1,0 +1,111 @@
+"""Run as a script: attention on arrays that touch unreadable pages, on one instruction set.
+
+Every array lies right before or right after a page without access, so reading or writing a byte
+outside of it ends the process. The case is printed before it runs: the last line tells which one it
+was. With "overrun" as its second argument the script itself reads past the end of such an array.
+"""
+
+import ctypes
+import faulthandler
+import itertools
+import mmap
+import sys
+
+import numpy as np
+
+import cattn
+from cattn import _core
+
+PAGE = mmap.PAGESIZE
+PROT_NONE = 0
+libc = ctypes.CDLL(None, use_errno=True)
+keep = []  # the memory of the arrays of one case
+
+
+def guarded(array, side):
+    """A copy of `array` that ends at an unreadable page, or begins after one."""
+    array = np.asarray(array, order="C")
+    pages = -(-array.nbytes // PAGE)
+    region = mmap.mmap(-1, (pages + 2) * PAGE)
+    keep.append(region)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    for start in (address, address + (pages + 1) * PAGE):
+        if libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(PAGE), PROT_NONE):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = PAGE if side == "after" else (pages + 1) * PAGE - array.nbytes
+    copy = np.frombuffer(region, array.dtype, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def release():
+    """Gives the pages of a case back, once its arrays are gone."""
+    for region in keep:
+        region.close()
+    keep.clear()
+
+
+def cases():
+    # Around vectors, register tiles and blocks, and lengths that are no multiple of anything.
+    lengths = [(1, 1), (3, 2), (5, 9), (13, 17), (8, 16), (33, 31), (49, 65), (97, 129), (7, 260)]
+    sizes = [(1, 1), (3, 5), (8, 4), (17, 16), (33, 7), (64, 65)]
+    options = ["dense", "causal", "mask", "bias", "columns"]
+    for i, ((lq, lk), (d, dv), option) in enumerate(itertools.product(lengths, sizes, options)):
+        yield i, lq, lk, d, dv, option
+
+
+def run(side, dtype):
+    count = 0
+    for seed, lq, lk, d, dv, option in cases():
+        print(side, np.dtype(dtype).name, (lq, lk), (d, dv), option, flush=True)
+        rng = np.random.default_rng(seed)
+
+        def draw(*shape, rng=rng):
+            return rng.standard_normal(shape).astype(dtype)
+
+        q, k, v, dout = draw(2, lq, d), draw(1, lk, d), draw(1, lk, dv), draw(2, lq, dv)
+        options = {
+            "dense": {},
+            "causal": {"causal": True, "causal_offset": np.asarray(lk // 2)},
+            "mask": {"mask": rng.random((2, lq, lk)) < 0.7},
+            "bias": {"bias": draw(lq, lk)},
+            "columns": {"mask": rng.random(lk) < 0.7, "bias": draw(lq, 1)},
+        }[option]
+        grads = ["q", "k", "v"] + ["bias"] * ("bias" in options)
+        expected = cattn.attention(q, k, v, **options, return_lse=True, return_weights=True)
+        gradients = cattn.attention_backward(
+            dout, q, k, v, *expected[:2], dlse=dout[..., 0], grads=grads, **options
+        )
+
+        safe = {
+            name: guarded(option, side) if isinstance(option, np.ndarray) else option
+            for name, option in options.items()
+        }
+        q, k, v, dout, out, lse, dlse = (
+            guarded(a, side) for a in (q, k, v, dout, *expected[:2], dout[..., 0])
+        )
+        target = guarded(np.full_like(out, np.nan), side)
+        actual = cattn.attention(q, k, v, **safe, return_lse=True, return_weights=True, out=target)
+        again = cattn.attention_backward(dout, q, k, v, out, lse, dlse=dlse, grads=grads, **safe)
+        for a, e in zip((*actual, *again), (*expected, *gradients), strict=True):
+            assert e is None or np.array_equal(a, e), "differs from unguarded arrays"
+        count += 1
+        del q, k, v, dout, out, lse, dlse, target, actual, again, safe
+        release()
+    return count
+
+
+def main(isa, side):
+    faulthandler.enable()
+    _core.set_isa(isa)
+    if side == "overrun":
+        array = guarded(np.ones(10, np.float32), "before")
+        print("reading past the end", flush=True)
+        print(np.lib.stride_tricks.as_strided(array, (11,), (4,)).sum())
+        return
+    count = sum(run(side, dtype) for dtype in (np.float32, np.float64))
+    print("completed", count)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

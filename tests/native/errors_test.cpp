@@ -1,0 +1,309 @@
+// Bad problems: the right status, a message that names the argument, and nothing written.
+#include <cstring>
+#include <functional>
+#include <limits>
+
+#include "attention_case.h"
+#include "check.h"
+#include "tests.h"
+
+namespace cattn::test {
+namespace {
+
+constexpr Index kHuge = std::numeric_limits<int64_t>::max();
+
+using Change = std::function<void(cattn_attention&)>;
+
+// A problem in good order (2 batch entries, 4 query heads, 2 kv heads, 3 queries, 5 keys, D 6,
+// Dv 7) for a Change to spoil.
+class Good {
+ public:
+  Good() {
+    for (const Tensor<float>* t : {&q_, &k_, &v_, &dout_, &bias_}) {
+      for (Index i = 0; i < t->size(); ++i) (*t)[i] = 0.5f;
+    }
+    for (Index i = 0; i < mask_.size(); ++i) mask_[i] = 1;
+    offset_[0] = 0;
+    cattn_attention_init(&problem);
+    problem.q = q_.array();
+    problem.k = k_.array();
+    problem.v = v_.array();
+    problem.out = out_.array();
+    problem.lse = lse_.array();
+    problem.weights = weights_.array();
+    problem.mask = mask_.array();
+    problem.bias = bias_.array();
+    problem.causal_offset = offset_.array();
+    problem.flags = CATTN_CAUSAL;
+    problem.dout = dout_.array();
+    problem.dlse = dlse_.array();
+    problem.dq = dq_.array();
+    problem.dk = dk_.array();
+    problem.dv = dv_.array();
+    problem.dbias = dbias_.array();
+  }
+
+  bool outputs_untouched() const {
+    for (const Tensor<float>* t : {&out_, &lse_, &weights_, &dq_, &dk_, &dv_, &dbias_}) {
+      const auto* const bytes = reinterpret_cast<const unsigned char*>(t->data());
+      for (size_t i = 0; i < static_cast<size_t>(t->size()) * sizeof(float); ++i) {
+        if (bytes[i] != Memory::kPoison) return false;
+      }
+    }
+    return true;
+  }
+
+  cattn_attention problem;
+
+ private:
+  template <class T>
+  static Tensor<T> make(const Shape& shape) {
+    return Tensor<T>(shape, Layout::contiguous, LastAxis::any, Placement::heap);
+  }
+  Tensor<float> q_ = make<float>({2, 4, 3, 6}), k_ = make<float>({2, 2, 5, 6}),
+                v_ = make<float>({2, 2, 5, 7}), out_ = make<float>({2, 4, 3, 7}),
+                lse_ = make<float>({2, 4, 3}), weights_ = make<float>({2, 4, 3, 5}),
+                bias_ = make<float>({3, 5}), dout_ = make<float>({2, 4, 3, 7}),
+                dlse_ = make<float>({2, 4, 3}), dq_ = make<float>({2, 4, 3, 6}),
+                dk_ = make<float>({2, 2, 5, 6}), dv_ = make<float>({2, 2, 5, 7}),
+                dbias_ = make<float>({3, 5});
+  Tensor<uint8_t> mask_ = make<uint8_t>({3, 5});
+  Tensor<int64_t> offset_ = make<int64_t>({});
+};
+
+using Call = cattn_status (*)(const cattn_attention*);
+
+void expect_error(Call call, const std::string& what, cattn_status status, const char* fragment,
+                  const Change& change) {
+  Good good;
+  change(good.problem);
+  const cattn_status got = call(&good.problem);
+  const std::string message = got == CATTN_OK ? "" : cattn_error_message();
+  check(got == status, what + ": status " + std::to_string(got) + ", expected " +
+                           std::to_string(status) + " (" + message + ")");
+  check(message.find(fragment) != std::string::npos,
+        what + ": '" + message + "' does not say '" + fragment + "'");
+  check(good.outputs_untouched(), what + ": an output was written");
+}
+
+void forward_error(const std::string& what, cattn_status status, const char* fragment,
+                   const Change& change) {
+  expect_error(cattn_attention_forward, what, status, fragment, change);
+  expect_error(cattn_attention_backward, what + " (backward)", status, fragment, change);
+}
+
+void backward_error(const std::string& what, cattn_status status, const char* fragment,
+                    const Change& change) {
+  expect_error(cattn_attention_backward, what, status, fragment, change);
+}
+
+void test_missing() {
+  check(cattn_attention_forward(nullptr) == CATTN_ERROR_VALUE, "forward of no problem");
+  check(cattn_attention_backward(nullptr) == CATTN_ERROR_VALUE, "backward of no problem");
+  check(cattn_attention_shapes(nullptr, nullptr, nullptr, nullptr) == CATTN_ERROR_VALUE,
+        "shapes of no problem");
+  for (const uint32_t size : {0u, 1u, static_cast<uint32_t>(sizeof(cattn_attention)) - 1,
+                              static_cast<uint32_t>(sizeof(cattn_attention)) + 8, ~0u}) {
+    forward_error("struct_size " + std::to_string(size), CATTN_ERROR_VALUE, "cattn_attention_init",
+                  [&](cattn_attention& p) { p.struct_size = size; });
+  }
+  forward_error("no q", CATTN_ERROR_VALUE, "q: is required",
+                [](cattn_attention& p) { p.q.data = nullptr; });
+  forward_error("no k", CATTN_ERROR_VALUE, "k: is required",
+                [](cattn_attention& p) { p.k.data = nullptr; });
+  forward_error("no v", CATTN_ERROR_VALUE, "v: is required",
+                [](cattn_attention& p) { p.v.data = nullptr; });
+  forward_error("no out", CATTN_ERROR_VALUE, "out: is required",
+                [](cattn_attention& p) { p.out.data = nullptr; });
+  backward_error("no dout", CATTN_ERROR_VALUE, "dout: is required",
+                 [](cattn_attention& p) { p.dout.data = nullptr; });
+  backward_error("no lse", CATTN_ERROR_VALUE, "lse: is required",
+                 [](cattn_attention& p) { p.lse.data = nullptr; });
+  backward_error("dbias without bias", CATTN_ERROR_VALUE, "dbias",
+                 [](cattn_attention& p) { p.bias.data = nullptr; });
+}
+
+void test_dtypes() {
+  for (const int32_t dtype : {0, -1, 99, int32_t{CATTN_BOOL}, int32_t{CATTN_INT64}}) {
+    forward_error("q of dtype " + std::to_string(dtype), CATTN_ERROR_TYPE, "q: dtype",
+                  [&](cattn_attention& p) { p.q.dtype = dtype; });
+  }
+  struct Named {
+    const char* name;
+    cattn_array cattn_attention::* array;
+    int32_t wrong;
+    bool backward_only;
+  };
+  const Named arrays[] = {
+      {"k", &cattn_attention::k, CATTN_FLOAT64, false},
+      {"v", &cattn_attention::v, CATTN_FLOAT64, false},
+      {"out", &cattn_attention::out, CATTN_FLOAT64, false},
+      {"lse", &cattn_attention::lse, CATTN_FLOAT64, false},
+      {"mask", &cattn_attention::mask, CATTN_FLOAT32, false},
+      {"bias", &cattn_attention::bias, CATTN_FLOAT64, false},
+      {"bias", &cattn_attention::bias, CATTN_BOOL, false},
+      {"causal_offset", &cattn_attention::causal_offset, CATTN_FLOAT64, false},
+      {"dout", &cattn_attention::dout, CATTN_FLOAT64, true},
+      {"dlse", &cattn_attention::dlse, CATTN_INT64, true},
+      {"dq", &cattn_attention::dq, CATTN_FLOAT64, true},
+      {"dk", &cattn_attention::dk, 0, true},
+      {"dv", &cattn_attention::dv, CATTN_FLOAT64, true},
+      {"dbias", &cattn_attention::dbias, CATTN_FLOAT64, true},
+  };
+  for (const Named& a : arrays) {
+    const std::string fragment = std::string(a.name) + ": dtype";
+    (a.backward_only ? backward_error : forward_error)(
+        std::string(a.name) + " of another dtype", CATTN_ERROR_TYPE, fragment.c_str(),
+        [&](cattn_attention& p) { (p.*a.array).dtype = a.wrong; });
+  }
+  expect_error(cattn_attention_forward, "weights of another dtype", CATTN_ERROR_TYPE,
+               "weights: dtype", [](cattn_attention& p) { p.weights.dtype = CATTN_FLOAT64; });
+}
+
+void test_shapes() {
+  struct Named {
+    const char* name;
+    cattn_array cattn_attention::* array;
+    bool backward_only;
+  };
+  const Named arrays[] = {
+      {"q", &cattn_attention::q, false},        {"k", &cattn_attention::k, false},
+      {"v", &cattn_attention::v, false},        {"out", &cattn_attention::out, false},
+      {"lse", &cattn_attention::lse, false},    {"mask", &cattn_attention::mask, false},
+      {"bias", &cattn_attention::bias, false},  {"causal_offset", &cattn_attention::causal_offset, false},
+      {"dout", &cattn_attention::dout, true},   {"dlse", &cattn_attention::dlse, true},
+      {"dq", &cattn_attention::dq, true},       {"dk", &cattn_attention::dk, true},
+      {"dv", &cattn_attention::dv, true},       {"dbias", &cattn_attention::dbias, true},
+  };
+  for (const Named& a : arrays) {
+    const auto error = a.backward_only ? backward_error : forward_error;
+    const std::string name = a.name;
+    for (const int32_t ndim : {-1, CATTN_MAX_NDIM + 1, std::numeric_limits<int32_t>::max(),
+                               std::numeric_limits<int32_t>::min()}) {
+      error(name + " with " + std::to_string(ndim) + " axes", CATTN_ERROR_VALUE, a.name,
+            [&](cattn_attention& p) { (p.*a.array).ndim = ndim; });
+    }
+    // Every axis in turn.
+    const int32_t ndim = (Good().problem.*a.array).ndim;
+    for (int32_t axis = 0; axis < ndim; ++axis) {
+      const std::string place = name + " axis " + std::to_string(axis);
+      for (const Index n : {Index{-1}, std::numeric_limits<int64_t>::min()}) {
+        error(place + " negative", CATTN_ERROR_VALUE, a.name,
+              [&](cattn_attention& p) { (p.*a.array).shape[axis] = n; });
+      }
+      for (const Index n : {kHuge, Index{1} << 61, Index{1} << 40}) {
+        error(place + " of size " + std::to_string(n), CATTN_ERROR_VALUE, "",
+              [&](cattn_attention& p) { (p.*a.array).shape[axis] = n; });
+      }
+      error(place + " of size 9", CATTN_ERROR_VALUE, "",
+            [&](cattn_attention& p) { (p.*a.array).shape[axis] = 9; });
+    }
+    if (ndim == 0) continue;
+    // Offsets within an array are products of strides and indices.
+    for (const Index stride : {kHuge, Index{1} << 62, std::numeric_limits<int64_t>::min()}) {
+      error(name + " with stride " + std::to_string(stride), CATTN_ERROR_VALUE, a.name,
+            [&](cattn_attention& p) { (p.*a.array).strides[0] = stride; });
+    }
+  }
+  for (const Named& a : {arrays[0], arrays[1], arrays[2], arrays[3]}) {
+    forward_error(std::string(a.name) + " not contiguous", CATTN_ERROR_VALUE, "contiguous",
+                  [&](cattn_attention& p) { (p.*a.array).strides[3] = 2; });
+    forward_error(std::string(a.name) + " of one axis", CATTN_ERROR_VALUE, a.name,
+                  [&](cattn_attention& p) { (p.*a.array).ndim = 1; });
+  }
+  forward_error("no head size", CATTN_ERROR_VALUE, "head size",
+                [](cattn_attention& p) { p.q.shape[3] = p.k.shape[3] = 0; });
+  forward_error("no value size", CATTN_ERROR_VALUE, "value size",
+                [](cattn_attention& p) { p.v.shape[3] = p.out.shape[3] = 0; });
+  forward_error("3 query heads for 2 kv heads", CATTN_ERROR_VALUE, "multiple",
+                [](cattn_attention& p) { p.q.shape[1] = 3; });
+  forward_error("query heads but no kv heads", CATTN_ERROR_VALUE, "multiple",
+                [](cattn_attention& p) { p.k.shape[1] = p.v.shape[1] = 0; });
+  forward_error("batch entries too many to count", CATTN_ERROR_VALUE, "too large",
+                [](cattn_attention& p) {
+                  // Views of stride 0 whose product overflows although no array does.
+                  p.q.ndim = p.k.ndim = 6;
+                  const Index q[] = {1, Index{1} << 40, 1, 4, 3, 6};
+                  const Index k[] = {Index{1} << 40, 1, 1, 2, 5, 6};
+                  for (int i = 0; i < 6; ++i) {
+                    p.q.shape[i] = q[i], p.k.shape[i] = k[i];
+                    p.q.strides[i] = p.k.strides[i] = i == 5;
+                  }
+                });
+}
+
+void test_options() {
+  for (const double scale : {std::numeric_limits<double>::quiet_NaN(),
+                             std::numeric_limits<double>::infinity()}) {
+    forward_error("a scale that is not finite", CATTN_ERROR_VALUE, "scale", [&](cattn_attention& p) {
+      p.flags |= CATTN_HAS_SCALE;
+      p.scale = scale;
+    });
+  }
+  forward_error("negative num_threads", CATTN_ERROR_VALUE, "num_threads",
+                [](cattn_attention& p) { p.num_threads = -1; });
+  forward_error("offset without causal", CATTN_ERROR_VALUE, "causal_offset",
+                [](cattn_attention& p) { p.flags = 0; });
+  forward_error("an option of another version", CATTN_ERROR_VALUE, "flags",
+                [](cattn_attention& p) { p.flags |= 1u << 31; });
+  forward_error("a workspace that no machine has", CATTN_ERROR_MEMORY, "", [](cattn_attention& p) {
+    // Two rows of memory seen as 2^45 keys.
+    for (cattn_array* a : {&p.k, &p.v, &p.dk, &p.dv}) {
+      a->shape[2] = Index{1} << 45;
+      a->strides[0] = a->strides[1] = a->strides[2] = 0;
+    }
+    p.mask.data = p.bias.data = p.weights.data = p.dbias.data = nullptr;
+    p.flags = 0;
+    p.causal_offset.data = nullptr;
+  });
+}
+
+void test_settings() {
+  const std::string isa = cattn_isa();
+  for (const char* name : {"", "AVX2", "avx", "avx512 ", static_cast<const char*>(nullptr)}) {
+    check(cattn_set_isa(name) == CATTN_ERROR_VALUE, "an instruction set that does not exist");
+    check(isa == cattn_isa(), "a failed cattn_set_isa changed it");
+  }
+  check(std::strstr(cattn_error_message(), "generic") != nullptr, "the message lists what there is");
+  check(cattn_available_isa(-1) == nullptr && cattn_available_isa(1000) == nullptr,
+        "no instruction set outside the list");
+  check(std::string(cattn_available_isa(0)) == "generic", "generic runs everywhere");
+
+  const int32_t usual = cattn_get_num_threads();
+  check(usual >= 1, "at least one thread");
+  check(cattn_set_num_threads(-1) == CATTN_ERROR_VALUE && cattn_get_num_threads() == usual,
+        "a negative number of threads");
+  check(cattn_set_num_threads(5) == CATTN_OK && cattn_get_num_threads() == 5, "five threads");
+  check(cattn_set_num_threads(0) == CATTN_OK && cattn_get_num_threads() == usual,
+        "back to the default");
+}
+
+void test_described_shapes() {
+  Good good;
+  cattn_array out{}, lse{}, weights{};
+  check(cattn_attention_shapes(&good.problem, &out, &lse, &weights) == CATTN_OK, "shapes");
+  const auto is = [](const cattn_array& a, const Shape& shape) {
+    return a.dtype == CATTN_FLOAT32 && Shape(a.shape, a.shape + a.ndim) == shape;
+  };
+  check(is(out, {2, 4, 3, 7}), "shape of out");
+  check(is(lse, {2, 4, 3}), "shape of lse");
+  check(is(weights, {2, 4, 3, 5}), "shape of weights");
+  check(cattn_attention_shapes(&good.problem, nullptr, nullptr, nullptr) == CATTN_OK,
+        "shapes of nothing");
+  check(cattn_attention_forward(&good.problem) == CATTN_OK &&
+            cattn_attention_backward(&good.problem) == CATTN_OK,
+        std::string("the problem in good order: ") + cattn_error_message());
+}
+
+}  // namespace
+
+void test_errors() {
+  test_missing();
+  test_dtypes();
+  test_shapes();
+  test_options();
+  test_settings();
+  test_described_shapes();
+}
+
+}  // namespace cattn::test

@@ -1,0 +1,345 @@
+// The kernel tables directly, one head at a time, with every operand in memory of its own that is
+// exactly as large as the contract says: inside the library they lie side by side in one workspace,
+// where an overrun or a read of what was never written could go unnoticed.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "attention_case.h"
+#include "check.h"
+#include "core/dispatch.h"
+#include "kernels/band.h"
+#include "tests.h"
+
+namespace cattn::test {
+namespace {
+
+constexpr Index kUnbounded = Index{1} << 60;
+
+struct HeadCase {
+  Index rows, keys, head_dim, value_dim;
+  Index lo_shift = -kUnbounded, hi_shift = kUnbounded;
+  bool nonfinite = false;  // a NaN in a key, an infinity in a value
+};
+
+// `count` blocks of `bytes` bytes, one after the other.
+class Blocks {
+ public:
+  Blocks(Index count, Index bytes, int turn)
+      : bytes_(bytes), memory_(static_cast<size_t>(count * bytes), placement(turn), 64) {}
+  char* operator[](Index i) const { return memory_.data() + i * bytes_; }
+  void clear() const { std::memset(memory_.data(), 0, memory_.bytes()); }
+
+ private:
+  Index bytes_;
+  Memory memory_;
+};
+
+template <class T>
+class Head {
+ public:
+  Head(const KernelSet& kernels, const HeadCase& c, const std::string& name)
+      : k_(kernels),
+        c_(c),
+        name_(name + " rows " + std::to_string(c.rows) + " keys " + std::to_string(c.keys) +
+              " D " + std::to_string(c.head_dim) + " Dv " + std::to_string(c.value_dim) + " band " +
+              std::to_string(c.lo_shift) + " " + std::to_string(c.hi_shift)),
+        band_{c.lo_shift, c.hi_shift, c.keys},
+        turn_(static_cast<int>(c.rows + c.keys)),
+        q_(matrix(c.rows, c.head_dim)),
+        k_rows_(matrix(c.keys, c.head_dim)),
+        v_(matrix(c.keys, c.value_dim)),
+        dout_(matrix(c.rows, c.value_dim)),
+        out_(matrix(c.rows, c.value_dim)),
+        lse_(vector(c.rows)) {
+    terms_.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
+    Random random(static_cast<uint64_t>(c.rows * 1000 + c.keys));
+    for (const Tensor<T>* t : {&q_, &k_rows_, &v_, &dout_}) {
+      for (Index i = 0; i < t->size(); ++i) (*t)[i] = static_cast<T>(random.symmetric());
+    }
+    if (c.nonfinite && c.keys > 0) {
+      k_rows_[random.below(k_rows_.size())] = std::numeric_limits<T>::quiet_NaN();
+      v_[random.below(v_.size())] = std::numeric_limits<T>::infinity();
+    }
+    make_reference();
+  }
+
+  void run() {
+    forward();
+    backward();
+  }
+
+ private:
+  Tensor<T> matrix(Index rows, Index cols) const {
+    const Layout layout = c_.rows % 2 == 0 ? Layout::contiguous : Layout::padded;
+    return Tensor<T>({rows, cols}, layout, LastAxis::contiguous, placement(turn_));
+  }
+  Tensor<T> vector(Index rows) const {
+    return Tensor<T>({rows}, Layout::contiguous, LastAxis::any, placement(turn_));
+  }
+  static Index stride(const Tensor<T>& t) { return t.array().strides[0]; }
+  static ConstRows rows_from(const Tensor<T>& t, Index first) {
+    return {t.data() + first * stride(t), stride(t)};
+  }
+  static Rows rows_to(const Tensor<T>& t, Index first) {
+    return {t.data() + first * stride(t), stride(t)};
+  }
+
+  void make_reference() {
+    reference_.queries = c_.rows;
+    reference_.keys = c_.keys;
+    reference_.head_dim = c_.head_dim;
+    reference_.value_dim = c_.value_dim;
+    reference_.scale = terms_.scale;
+    reference_.q = values(q_);
+    reference_.k = values(k_rows_);
+    reference_.v = values(v_);
+    reference_.mask.resize(static_cast<size_t>(c_.rows * c_.keys));
+    for (Index i = 0; i < c_.rows; ++i) {
+      for (Index j = 0; j < c_.keys; ++j) {
+        reference_.mask[static_cast<size_t>(i * c_.keys + j)] =
+            j >= lowest_key(band_, i) && j < highest_key(band_, i);
+      }
+    }
+    expected_ = reference::forward(reference_);
+    gradients_ = reference::backward(reference_, expected_, values(dout_), {});
+    bounds_ = bounds(reference_, expected_, values(dout_), {}, precision<T>());
+  }
+  static reference::Array values(const Tensor<T>& t) {
+    return t.template expanded<double>(t.shape());
+  }
+
+  void compare(const char* what, const reference::Array& got, const reference::Array& expected,
+               const reference::Array& bound) const {
+    const double ratio = largest_ratio(got, expected, bound);
+    check(ratio <= 1, "kernel " + name_ + ": " + what + " has " + ratio_text(ratio));
+  }
+  void compare(const char* what, const Tensor<T>& got, const reference::Array& expected,
+               const reference::Array& bound) const {
+    compare(what, values(got), expected, bound);
+    check(got.gaps_untouched(), "kernel " + name_ + ": wrote between the rows of " + what);
+  }
+
+  static Index blocks(Index n, Index block) { return (n + block - 1) / block; }
+
+  void forward() const {
+    const Tiling& tiling = k_.forward_tiling;
+    // As in the library: packed from the first block that is attended.
+    const Index first_block = lowest_key(band_, 0) / tiling.key_block;
+    const Index count = blocks(c_.keys, tiling.key_block) - first_block;
+    const Blocks keys(count, k_.packed_bytes(Operand::key, tiling, c_.head_dim), turn_);
+    const Blocks values(count, k_.packed_bytes(Operand::value, tiling, c_.value_dim), turn_);
+    const Blocks flags(count, 1, turn_);
+    const Blocks scratch(1, k_.forward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
+    for (Index b = 0; b < count; ++b) {
+      const Index first = (first_block + b) * tiling.key_block;
+      const Index rows = std::min(tiling.key_block, c_.keys - first);
+      k_.pack({Operand::key, rows_from(k_rows_, first), rows, c_.head_dim, keys[b]}, tiling);
+      *flags[b] = static_cast<char>(k_.pack(
+          {Operand::value, rows_from(v_, first), rows, c_.value_dim, values[b]}, tiling));
+    }
+    const Tensor<T> weights = matrix(c_.rows, c_.keys);
+    for (Index first = 0; first < c_.rows; first += tiling.query_block) {
+      ForwardTask t{};
+      t.q = rows_from(q_, first);
+      t.rows = std::min(tiling.query_block, c_.rows - first);
+      t.first_query = first;
+      t.head_dim = c_.head_dim;
+      t.value_dim = c_.value_dim;
+      t.band = band_;
+      t.terms = &terms_;
+      t.keys = keys[0];
+      t.values = values[0];
+      t.value_flags = reinterpret_cast<const uint8_t*>(flags[0]);
+      t.first_block = first_block;
+      t.out = rows_to(out_, first);
+      t.lse = &lse_[first];
+      t.lse_stride = 1;
+      t.scratch = scratch[0];
+      k_.forward(t);
+      k_.weights({&t, c_.keys, rows_to(weights, first)});
+    }
+    compare("out", out_, expected_.out, bounds_.out);
+    compare("lse", lse_, expected_.lse, bounds_.lse);
+    compare("weights", weights, expected_.weights, bounds_.weights);
+  }
+
+  void backward() const {
+    const Tiling& tiling = k_.backward_tiling;
+    const Index key_count = blocks(c_.keys, tiling.key_block);
+    const Index query_count = blocks(c_.rows, tiling.query_block);
+    const auto packed = [&](Index count, Operand operand, Index cols) {
+      return Blocks(count, k_.packed_bytes(operand, tiling, cols), turn_);
+    };
+    const Blocks key = packed(key_count, Operand::key, c_.head_dim);
+    const Blocks value_t = packed(key_count, Operand::value_t, c_.value_dim);
+    const Blocks key_rows = packed(key_count, Operand::key_rows, c_.head_dim);
+    const Blocks query = packed(query_count, Operand::query, c_.head_dim);
+    const Blocks grad_out = packed(query_count, Operand::grad_out, c_.value_dim);
+    const Blocks dq(query_count, k_.accumulator_bytes(tiling.query_block, c_.head_dim), turn_);
+    const Blocks dk(1, k_.accumulator_bytes(tiling.key_block, c_.head_dim), turn_);
+    const Blocks dv(1, k_.accumulator_bytes(tiling.key_block, c_.value_dim), turn_);
+    const Blocks dscore(1, tiling.query_block * tiling.key_block * k_.element_size, turn_);
+    const Blocks scratch(1, k_.backward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
+    const Tensor<T> lse_log2 = vector(c_.rows), delta = vector(c_.rows);
+    const Tensor<T> dq_rows = matrix(c_.rows, c_.head_dim), dk_rows = matrix(c_.keys, c_.head_dim),
+                    dv_rows = matrix(c_.keys, c_.value_dim);
+    reference::Array dscores(gradients_.dbias.size(), 0.0);
+
+    uint8_t flags = kBlockFinite;  // of everything
+    for (Index b = 0; b < query_count; ++b) {
+      const Index first = b * tiling.query_block;
+      const Index rows = std::min(tiling.query_block, c_.rows - first);
+      flags &= k_.pack({Operand::query, rows_from(q_, first), rows, c_.head_dim, query[b]}, tiling);
+      flags &= k_.pack({Operand::grad_out, rows_from(dout_, first), rows, c_.value_dim, grad_out[b]},
+                       tiling);
+      k_.row_terms({rows_from(dout_, first), rows_from(out_, first), rows, c_.value_dim,
+                    &lse_[first], 1, nullptr, 0, &lse_log2[first], &delta[first]});
+    }
+    for (Index b = 0; b < key_count; ++b) {
+      const Index first = b * tiling.key_block;
+      const Index rows = std::min(tiling.key_block, c_.keys - first);
+      const ConstRows k = rows_from(k_rows_, first);
+      flags &= k_.pack({Operand::key, k, rows, c_.head_dim, key[b]}, tiling);
+      flags &= k_.pack({Operand::key_rows, k, rows, c_.head_dim, key_rows[b]}, tiling);
+      flags &= k_.pack({Operand::value_t, rows_from(v_, first), rows, c_.value_dim, value_t[b]},
+                       tiling);
+    }
+
+    dq.clear();
+    for (Index b = 0; b < key_count; ++b) {
+      dk.clear();
+      dv.clear();
+      const Index first_key = b * tiling.key_block;
+      const Index cols = std::min(tiling.key_block, c_.keys - first_key);
+      const Range attending = queries_of(band_, first_key, first_key + cols, c_.rows);
+      for (Index qb = 0; qb < query_count; ++qb) {
+        BackwardTask t{};
+        t.first_query = qb * tiling.query_block;
+        t.rows = std::min(tiling.query_block, c_.rows - t.first_query);
+        if (attending.end <= t.first_query || attending.begin >= t.first_query + t.rows) continue;
+        t.first_key = first_key;
+        t.cols = cols;
+        t.head_dim = c_.head_dim;
+        t.value_dim = c_.value_dim;
+        t.band = band_;
+        t.terms = &terms_;
+        t.query = query[qb];
+        t.grad_out = grad_out[qb];
+        t.key = key[b];
+        t.value_t = value_t[b];
+        t.key_rows = key_rows[b];
+        t.finite = (flags & kBlockFinite) != 0;
+        t.lse = &lse_log2[t.first_query];
+        t.delta = &delta[t.first_query];
+        t.dq = dq[qb];
+        t.dk = dk[0];
+        t.dv = dv[0];
+        t.dscore = dscore[0];
+        t.scratch = scratch[0];
+        dscore.clear();
+        k_.backward(t);
+        const T* const tile = static_cast<const T*>(t.dscore);
+        for (Index r = 0; r < t.rows; ++r) {
+          for (Index c = 0; c < cols; ++c) {
+            dscores[static_cast<size_t>((t.first_query + r) * c_.keys + first_key + c)] =
+                static_cast<double>(tile[r * tiling.key_block + c]);
+          }
+        }
+      }
+      const void* accumulator = dk[0];
+      k_.flush({&accumulator, 1, false, cols, c_.head_dim, terms_.scale,
+                rows_to(dk_rows, first_key)});
+      accumulator = dv[0];
+      k_.flush({&accumulator, 1, false, cols, c_.value_dim, 1.0, rows_to(dv_rows, first_key)});
+    }
+    for (Index qb = 0; qb < query_count; ++qb) {
+      const Index first = qb * tiling.query_block;
+      const void* const accumulator = dq[qb];
+      k_.flush({&accumulator, 1, true, std::min(tiling.query_block, c_.rows - first), c_.head_dim,
+                terms_.scale, rows_to(dq_rows, first)});
+    }
+    compare("dq", dq_rows, gradients_.dq, bounds_.dq);
+    compare("dk", dk_rows, gradients_.dk, bounds_.dk);
+    compare("dv", dv_rows, gradients_.dv, bounds_.dv);
+    compare("dscore", dscores, gradients_.dbias, bounds_.dscore);
+  }
+
+  const KernelSet& k_;
+  const HeadCase c_;
+  const std::string name_;
+  const Band band_;
+  const int turn_;
+  ScoreTerms terms_{};
+  const Tensor<T> q_, k_rows_, v_, dout_, out_, lse_;
+  reference::Problem reference_;
+  reference::Result expected_;
+  reference::Gradients gradients_;
+  Bounds bounds_;
+};
+
+// The flag of a packed block says whether everything in it is finite, wherever the exception is.
+template <class T>
+void test_finite_flag(const KernelSet& kernels, const std::string& name) {
+  const Tiling& tiling = kernels.backward_tiling;
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  for (const Operand operand : {Operand::key, Operand::value, Operand::value_t, Operand::key_rows,
+                                Operand::query, Operand::grad_out}) {
+    const bool query_side = operand == Operand::query || operand == Operand::grad_out;
+    const Index block = query_side ? tiling.query_block : tiling.key_block;
+    for (const Index rows : {Index{1}, Index{5}, block}) {
+      for (const Index cols : {1, 7, 16, 33}) {
+        const Tensor<T> source({rows, cols}, Layout::padded, LastAxis::contiguous, placement(1));
+        const Blocks packed(1, kernels.packed_bytes(operand, tiling, cols), 0);
+        const auto flags = [&] {
+          return kernels.pack({operand, {source.data(), source.array().strides[0]}, rows, cols,
+                               packed[0]},
+                              tiling);
+        };
+        for (Index i = 0; i < source.size(); ++i) source[i] = std::numeric_limits<T>::max();
+        bool right = flags() == kBlockFinite;
+        for (Index i = 0; i < source.size(); i += 1 + source.size() / 50) {
+          const T old = std::exchange(source[i], i % 2 == 0 ? -kInfinity : std::nan(""));
+          right = right && flags() == 0;
+          source[i] = old;
+        }
+        check(right, "kernel " + name + ": the finite flag of " + std::to_string(rows) + " x " +
+                         std::to_string(cols) + ", operand " +
+                         std::to_string(static_cast<int>(operand)));
+      }
+    }
+  }
+}
+
+template <class T>
+void test_set(const KernelSet& kernels, const std::string& name) {
+  const Tiling& tiling = kernels.forward_tiling;
+  std::vector<HeadCase> cases;
+  for (const Index rows : {Index{1}, Index{2}, Index{5}, Index{8}, tiling.query_block - 1,
+                           tiling.query_block, tiling.query_block + 1}) {
+    for (const Index keys : {Index{1}, Index{17}, tiling.key_block - 1, tiling.key_block,
+                             tiling.key_block + 1, 2 * tiling.key_block + 1}) {
+      for (const Index size : {1, 17, 32, 65}) {
+        cases.push_back({rows, keys, size, 66 - size});
+        cases.push_back({rows, keys, size, size, -kUnbounded, keys - rows + 1});
+        cases.push_back({rows, keys, size, size, -5, 3});              // a window
+        cases.push_back({rows, keys, size, size, keys - 9, keys + 9});  // leaves some rows empty
+        cases.push_back({rows, keys, size, size, -20, 20, true});
+      }
+    }
+  }
+  for (const HeadCase& c : cases) Head<T>(kernels, c, name).run();
+  test_finite_flag<T>(kernels, name);
+}
+
+}  // namespace
+
+void test_kernels() {
+  for (int32_t i = 0; const KernelTable* table = available_table(i); ++i) {
+    test_set<float>(table->float32, std::string(table->name) + " float32");
+    test_set<double>(table->float64, std::string(table->name) + " float64");
+  }
+}
+
+}  // namespace cattn::test

@@ -1,0 +1,14 @@
+// The sections of the test program.
+#pragma once
+
+namespace cattn::test {
+
+void test_accuracy();     // shapes and options against the reference
+void test_edges();        // NaN and infinity, masks, empty arrays, huge offsets
+void test_kernels();      // the kernel tables directly
+void test_errors();       // bad problems
+void test_threads();      // executors, determinism, calls at once
+void test_fork();         // calls in a forked child
+void test_environment();  // floating-point state
+
+}  // namespace cattn::test

@@ -1,0 +1,128 @@
+// Who computes does not matter: any number of threads, any executor, many callers at once give the
+// same bits.
+#include <atomic>
+#include <thread>
+
+#include "attention_case.h"
+#include "check.h"
+#include "tests.h"
+
+namespace cattn::test {
+namespace {
+
+std::vector<Case> cases() {
+  Case few_heads;
+  few_heads.rows = 130;
+  few_heads.keys = 900;
+  few_heads.head_dim = few_heads.value_dim = 32;
+  few_heads.causal = true;
+  few_heads.bias = Shape{130, 1};
+  few_heads.dbias = few_heads.weights = few_heads.dlse = true;
+
+  Case many_heads;
+  many_heads.rows = 64;
+  many_heads.keys = 80;
+  many_heads.head_dim = 24;
+  many_heads.value_dim = 40;
+  many_heads.batch_q = many_heads.batch_k = many_heads.batch_v = {10};
+  many_heads.heads_q = 6;
+  many_heads.heads_kv = 3;
+  many_heads.lse = true;
+  return {few_heads, many_heads};
+}
+
+// Runs work(argument, t) for every t, but all on one other thread.
+void run_elsewhere(void* context, int32_t threads, void (*work)(void*, int32_t), void* argument) {
+  *static_cast<int32_t*>(context) = threads;
+  std::thread([&] {
+    for (int32_t t = 0; t < threads; ++t) work(argument, t);
+  }).join();
+}
+
+template <class T>
+void test_same_bits(const Case& c) {
+  const Attention<T> attention(c);
+  for (const std::string& isa : available_isas()) {
+    cattn_set_isa(isa.c_str());
+    const Outputs<T> expected = attention.compute({.threads = 1});
+    const auto same = [&](const Run& run, const std::string& how) {
+      check(same_bits(attention.compute(run), expected), isa + " " + c.text() + ": " + how);
+    };
+    for (const int32_t threads : {1, 2, 3, 7}) {
+      same({.threads = threads}, "depends on the number of threads");
+      same({.threads = threads, .executor = &thread_executor()}, "executor of threads");
+      same({.threads = threads, .executor = &reverse_executor()}, "executor in reverse order");
+    }
+    int32_t asked_for = 0;
+    const cattn_executor elsewhere{&asked_for, run_elsewhere};
+    same({.threads = 3, .executor = &elsewhere}, "executor on another thread");
+    check(asked_for > 1 && asked_for <= 3, isa + ": the executor was asked for " +
+                                               std::to_string(asked_for) + " of 3 threads");
+  }
+}
+
+// Eight callers, each with a problem of its own, over and over.
+template <class T>
+void test_calls_at_once() {
+  constexpr int kCallers = 8, kTimes = 5;
+  std::vector<std::unique_ptr<Attention<T>>> problems;
+  std::vector<Outputs<T>> expected, got;
+  for (int i = 0; i < kCallers; ++i) {
+    Case c;
+    c.seed = static_cast<uint64_t>(i + 1);
+    c.rows = 20 + 17 * i;
+    c.keys = 300 - 31 * i;
+    c.head_dim = 16 + i;
+    c.heads_q = 2;
+    c.causal = i % 2 == 0;
+    c.threads = 1 + i % 3;
+    problems.push_back(std::make_unique<Attention<T>>(c));
+    expected.push_back(problems.back()->compute());
+    got.push_back(problems.back()->make_outputs());
+  }
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> callers;
+  for (size_t i = 0; i < kCallers; ++i) {
+    callers.emplace_back([&, i] {
+      for (int time = 0; time < kTimes; ++time) {
+        if (!problems[i]->compute_into(got[i], {}) || !same_bits(got[i], expected[i])) ++wrong;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  check(wrong == 0, "calls at once: " + std::to_string(wrong) + " differ");
+}
+
+// The error message belongs to the thread whose call failed.
+void test_messages() {
+  cattn_attention empty;
+  cattn_attention_init(&empty);
+  check(cattn_attention_forward(&empty) == CATTN_ERROR_VALUE, "an empty problem is an error");
+  const std::string mine = cattn_error_message();
+  std::string before, after;
+  std::thread([&] {
+    before = cattn_error_message();
+    cattn_set_isa("nonsense");
+    after = cattn_error_message();
+  }).join();
+  check(before.empty(), "a new thread has no message");
+  check(after.find("nonsense") != std::string::npos, "a thread has its own message: " + after);
+  check(mine == cattn_error_message(), "another thread's error changed the message");
+}
+
+}  // namespace
+
+void test_threads() {
+  for (const Case& c : cases()) {
+    test_same_bits<float>(c);
+    test_same_bits<double>(c);
+  }
+  for (const std::string& isa : available_isas()) {
+    cattn_set_isa(isa.c_str());
+    test_calls_at_once<float>();
+    test_calls_at_once<double>();
+  }
+  test_messages();
+}
+
+}  // namespace cattn::test

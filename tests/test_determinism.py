@@ -1,0 +1,107 @@
+"""Bitwise the same: for any number of threads, again and again, whatever else is in the batch."""
+
+import numpy as np
+import pytest
+from cases import Case, problem, wanted
+from support import assert_same
+
+import cattn
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+CASES = [
+    Case(300, 500, 32, 16, hq=1, hkv=1),  # one head: threads share its queries and keys
+    Case(300, 500, 32, 16, hq=1, hkv=1, causal=True),
+    Case(200, 1100, 16, 8, hq=2, hkv=1),  # the backward pass in chunks of keys
+    Case(130, 260, 16, 24, hq=6, hkv=2, batch=(2,), causal=True, mask=(130, 260)),
+    Case(130, 260, 16, 24, hq=4, hkv=4, batch=(3,), bias=(130, 260)),
+    Case(130, 260, 16, 24, hq=4, hkv=2, batch=(2,), bias=(4, 1, 260)),
+    Case(64, 64, 64, 64, hq=16, hkv=16, batch=(4,)),
+]
+
+
+def everything(case, dtype, **more):
+    q, k, v, options, dout, dlse = problem(case, dtype)
+    result = cattn.attention(q, k, v, **options, **more, return_lse=True, return_weights=True)
+    gradients = cattn.attention_backward(
+        dout, q, k, v, *result[:2], dlse=dlse, grads=wanted(options), **options, **more
+    )
+    return (*result, *gradients)
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_any_number_of_threads(dtype, case):
+    one = everything(case, dtype, num_threads=1)
+    for threads in (2, 3, 4, 7):
+        assert_same(everything(case, dtype, num_threads=threads), one)
+
+
+@pytest.mark.parametrize("case", CASES[:4], ids=range(4))
+def test_again_and_again(dtype, case):
+    first = everything(case, dtype, num_threads=2)
+    for _ in range(4):
+        assert_same(everything(case, dtype, num_threads=2), first)
+
+
+def test_the_number_of_threads_that_is_set(dtype):
+    before = cattn.get_num_threads()
+    try:
+        cattn.set_num_threads(1)
+        one = everything(CASES[0], dtype)
+        cattn.set_num_threads(3)
+        assert_same(everything(CASES[0], dtype), one)
+    finally:
+        cattn.set_num_threads(before)
+
+
+def test_wherever_the_arrays_lie(dtype):
+    """Alignment decides which instructions would be fastest, not what comes out."""
+    case = CASES[3]
+    q, k, v, options, *_ = problem(case, dtype)
+    expected = cattn.attention(q, k, v, **options)
+    for shift in (1, 3, 8):
+        moved = []
+        for a in (q, k, v):
+            room = np.empty(a.size + 64, dtype)
+            moved.append(room[shift : shift + a.size].reshape(a.shape))
+            moved[-1][...] = a
+        assert_same(cattn.attention(*moved, **options), expected)
+
+
+@pytest.mark.parametrize("other", [0.0, 100.0, np.nan, np.inf], ids=str)
+def test_other_batch_entries_do_not_matter(dtype, other):
+    case = Case(130, 260, 16, 24, hq=4, hkv=2, batch=(3,))
+    q, k, v, _, dout, dlse = problem(case, dtype)
+    result = cattn.attention(q, k, v, return_lse=True, return_weights=True)
+    gradients = cattn.attention_backward(dout, q, k, v, *result[:2], dlse=dlse)
+    changed = [a.copy() for a in (q, k, v, dout, dlse)]
+    for a in changed:
+        a[[0, 2]] = other
+    q, k, v, dout, dlse = changed
+    again = cattn.attention(q, k, v, return_lse=True, return_weights=True)
+    assert_same(tuple(a[1] for a in again), tuple(a[1] for a in result))
+    anew = cattn.attention_backward(dout, q, k, v, *again[:2], dlse=dlse)
+    assert_same(tuple(a[1] for a in anew[:3]), tuple(a[1] for a in gradients[:3]))
+
+
+def test_other_rows_do_not_matter(dtype):
+    """A NaN in one query leaves the other rows of its block as they were."""
+    q, k, v, *_ = problem(Case(130, 260, 16, 24), dtype)
+    expected = cattn.attention(q, k, v, return_lse=True, return_weights=True)
+    bad = q.copy()
+    bad[:, 7] = np.nan
+    bad[:, 100] = np.inf
+    result = cattn.attention(bad, k, v, return_lse=True, return_weights=True)
+    kept = ~np.isin(np.arange(130), [7, 100])
+    assert_same(tuple(a[:, kept] for a in result), tuple(a[:, kept] for a in expected))
+
+
+def test_a_row_alone_is_the_row_in_its_batch(dtype):
+    """Forward: batch entries and heads do not depend on how many there are."""
+    q, k, v, *_ = problem(Case(130, 260, 16, 24, hq=4, hkv=2, batch=(3,)), dtype)
+    out = cattn.attention(q, k, v, causal=True)
+    for b in range(3):
+        assert_same(cattn.attention(q[b], k[b], v[b], causal=True), out[b])
+        for h in range(4):
+            one = cattn.attention(q[b, h], k[b, h // 2], v[b, h // 2], causal=True)
+            assert_same(one, out[b, h])

@@ -1,0 +1,259 @@
+"""Rows with no key, empty arrays, and what masked positions may hold: anything."""
+
+import bounds
+import numpy as np
+import pytest
+from cases import Case, exact_dtype, problem
+from support import assert_same, normal
+
+import cattn
+from cattn import reference
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+
+def no_keys(how, q, k):
+    """Options under which no query of q may attend a key of k."""
+    lq, lk = q.shape[-2], k.shape[-2]
+    return {
+        "mask": {"mask": np.zeros((lq, lk), bool)},
+        "scalar mask": {"mask": np.False_},
+        "bias": {"bias": np.full((lq, lk), -np.inf, q.dtype)},
+        "causal": {"causal": True, "causal_offset": -lq},
+        "far offset": {"causal": True, "causal_offset": -(2**62)},
+        "mask and causal": {"mask": np.tri(lq, lk, -1) == 0, "causal": True, "causal_offset": -1},
+    }[how]
+
+
+@pytest.mark.parametrize(
+    "how", ["mask", "scalar mask", "bias", "causal", "far offset", "mask and causal"]
+)
+@pytest.mark.parametrize(("lq", "lk"), [(3, 5), (130, 70), (1, 300)])
+def test_rows_without_a_key(dtype, how, lq, lk):
+    q, k, v, dout = (normal(2, n, 6, dtype=dtype, seed=i) for i, n in enumerate((lq, lk, lk, lq)))
+    options = no_keys(how, q, k)
+    result = cattn.attention(q, k, v, **options, return_lse=True, return_weights=True)
+    assert_same(result.out, np.zeros((2, lq, 6), dtype))
+    assert_same(result.lse, np.full((2, lq), -np.inf, dtype))
+    assert_same(result.weights, np.zeros((2, lq, lk), dtype))
+    grads = ["q", "k", "v"] + ["bias"] * ("bias" in options)
+    gradients = cattn.attention_backward(
+        dout, q, k, v, result.out, result.lse, dlse=dout[..., 0], grads=grads, **options
+    )
+    for gradient, of in zip(gradients, (q, k, v, options.get("bias"), None), strict=True):
+        assert_same(gradient, None if of is None else np.zeros_like(of))
+
+
+@pytest.mark.parametrize(
+    ("q_shape", "k_shape", "v_shape", "out_shape"),
+    [
+        ((3, 4), (0, 4), (0, 5), (3, 5)),
+        ((2, 3, 4), (2, 0, 4), (2, 0, 5), (2, 3, 5)),
+        ((0, 4), (3, 4), (3, 5), (0, 5)),
+        ((2, 0, 4), (2, 3, 4), (2, 3, 5), (2, 0, 5)),
+        ((2, 0, 4), (2, 0, 4), (2, 0, 5), (2, 0, 5)),
+        ((0, 2, 3, 4), (0, 2, 6, 4), (0, 2, 6, 5), (0, 2, 3, 5)),
+        ((0, 2, 3, 4), (1, 2, 6, 4), (2, 6, 5), (0, 2, 3, 5)),
+        ((4, 0, 2, 3, 4), (1, 2, 6, 4), (2, 6, 5), (4, 0, 2, 3, 5)),
+        ((0, 3, 4), (0, 6, 4), (0, 6, 5), (0, 3, 5)),
+        ((0, 3, 4), (2, 6, 4), (2, 6, 5), (0, 3, 5)),
+    ],
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_empty_arrays(dtype, q_shape, k_shape, v_shape, out_shape, causal):
+    q, k, v = (np.ones(shape, dtype) for shape in (q_shape, k_shape, v_shape))
+    lk = k_shape[-2]
+    result = cattn.attention(q, k, v, causal=causal, return_lse=True, return_weights=True)
+    assert_same(result.out, np.zeros(out_shape, dtype))
+    assert_same(result.lse, np.full(out_shape[:-1], -np.inf, dtype))
+    assert_same(result.weights, np.zeros((*out_shape[:-1], lk), dtype))
+    gradients = cattn.attention_backward(
+        np.ones(out_shape, dtype), q, k, v, result.out, result.lse, causal=causal
+    )
+    assert_same(tuple(gradients[:3]), (np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)))
+
+
+@pytest.mark.parametrize(
+    ("lead", "lq", "lk", "bias_shape"),
+    [((0, 2), 3, 4, (3, 4)), ((0, 2), 3, 4, (2, 1, 4)), ((0, 2), 3, 4, (1, 1, 3, 1)),
+     ((0,), 3, 4, (3, 4)), ((2,), 0, 4, (4,)), ((2,), 0, 4, (1, 1)), ((2,), 3, 0, (3, 1)),
+     ((2,), 3, 0, (2, 3, 0)), ((2,), 0, 4, (2, 1, 4)), ((2,), 3, 0, ())],
+)  # fmt: skip
+def test_gradient_of_a_bias_of_nothing(dtype, lead, lq, lk, bias_shape):
+    """A bias that is broadcast over an empty axis took part in nothing: its gradient is zero."""
+    q, k = np.ones((*lead, lq, 4), dtype), np.ones((*lead, lk, 4), dtype)
+    bias = np.ones(bias_shape, dtype)
+    out, lse, _ = cattn.attention(q, k, k, bias=bias, return_lse=True)
+    for _ in range(5):  # memory that is not written may be zero by chance
+        np.full(64, np.nan, dtype)
+        np.full(bias.size, np.nan, dtype)
+        gradients = cattn.attention_backward(out, q, k, k, out, lse, bias=bias, grads=["bias"])
+        assert_same(gradients.dbias, np.zeros_like(bias))
+
+
+# ---- poison ----
+
+
+POISON = (np.nan, np.inf, -np.inf)
+WHERE_MASKED = ["mask", "bias", "causal", "key mask", "blocks"]
+
+
+def masking(how, lq, lk, dtype):
+    """Options that mask some pairs, and which pairs they let through."""
+    rng = np.random.default_rng(5)
+    i, j = np.arange(lq)[:, None], np.arange(lk)
+    if how == "causal":
+        return {"causal": True}, j <= i + lk - lq
+    seen = {
+        "mask": rng.random((lq, lk)) < 0.5,
+        "bias": rng.random((lq, lk)) < 0.5,
+        "key mask": np.broadcast_to(rng.random(lk) < 0.7, (lq, lk)),
+        "blocks": i * 4 // lq == j * 4 // lk,
+    }[how]
+    if how == "bias":
+        return {"bias": np.where(seen, rng.standard_normal((lq, lk)), -np.inf).astype(dtype)}, seen
+    return {"mask": seen[:1] if how == "key mask" else seen}, seen
+
+
+def assert_as_exact(actual, exact, bound, name):
+    """NaN and infinities where the exact result has them, the rest within the bound."""
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(exact), err_msg=name)
+    finite = np.isfinite(exact)
+    np.testing.assert_array_equal(actual[~finite], exact[~finite].astype(actual.dtype), name)
+    bounds.worst(np.where(finite, actual, 0), np.where(finite, exact, 0), bound, name)
+
+
+@pytest.mark.parametrize("value", POISON, ids=str)
+@pytest.mark.parametrize("how", WHERE_MASKED)
+@pytest.mark.parametrize(("lq", "lk"), [(5, 7), (40, 70), (100, 300)])
+def test_poisoned_keys_and_values(dtype, lq, lk, how, value):
+    """A NaN or inf in a key or value reaches the rows that attend it, and no other."""
+    options, seen = masking(how, lq, lk, dtype)
+    q, k, v, _, dout, dlse = problem(Case(lq, lk, 6, 9, seed=3), dtype)
+    hidden = np.flatnonzero(~seen.any(axis=0))
+    some = np.random.default_rng(0).permutation(lk)[: max(1, lk // 20)]
+    for which, keys in (("k", hidden), ("v", hidden), ("kv", hidden), ("v", some), ("k", some)):
+        if keys is some and which == "k" and not np.isnan(value):
+            continue  # q · inf is inf of either sign, which is test_attended_infinity's matter
+        bad_k, bad_v = k.copy(), v.copy()
+        if "k" in which:
+            bad_k[:, keys, ::2] = value
+        if "v" in which:
+            bad_v[:, keys, ::2] = value
+        check_poisoned(q, bad_k, bad_v, dout, dlse, q, k, v, options, dtype)
+
+
+@pytest.mark.parametrize("value", POISON, ids=str)
+@pytest.mark.parametrize("how", ["mask", "bias", "causal"])
+def test_poisoned_rows_without_a_key(dtype, how, value):
+    """What a row without keys holds, queries and gradients, does not reach dk and dv."""
+    lq, lk = 70, 90
+    options, seen = masking(how, lq, lk, dtype)
+    empty = np.arange(lq) % 7 == 3
+    if how == "causal":
+        options["causal_offset"] = -20
+        empty = np.arange(lq) < 20
+    elif how == "mask":
+        options["mask"] = seen & ~empty[:, None]
+    else:
+        options["bias"] = np.where(empty[:, None], -np.inf, options["bias"]).astype(dtype)
+    q, k, v, _, dout, dlse = problem(Case(lq, lk, 6, 9, seed=3), dtype)
+    bad_q, bad_dout, bad_dlse = q.copy(), dout.copy(), dlse.copy()
+    bad_q[:, empty] = value
+    bad_dout[:, empty] = value
+    bad_dlse[:, empty] = value
+    dout, dlse = dout.copy(), dlse.copy()
+    dout[:, empty] = 0
+    check_poisoned(bad_q, k, v, bad_dout, bad_dlse, q, k, v, options, dtype, dout, dlse)
+
+
+def check_poisoned(q, k, v, dout, dlse, q0, k0, v0, options, dtype, dout0=None, dlse0=None):
+    """q, k, v, dout, dlse hold poison; those with 0 are the same without, for the bound."""
+    flags = {"return_lse": True, "return_weights": True}
+    exact = reference.attention(q, k, v, **options, **flags, _dtype=exact_dtype(dtype))
+    actual = cattn.attention(q, k, v, **options, **flags)
+    bound = bounds.attention_bound(q0, k0, v0, **options)
+    for name, *three in zip(exact._fields, actual, exact, bound, strict=True):
+        assert_as_exact(*three, name)
+
+    grads = ["q", "k", "v"] + ["bias"] * ("bias" in options)
+    out, lse = exact.out.astype(dtype), exact.lse.astype(dtype)
+    options = {**options, "grads": grads}
+    exact = reference.attention_backward(
+        dout, q, k, v, out, lse, dlse=dlse, **options, _dtype=exact_dtype(dtype)
+    )
+    actual = cattn.attention_backward(dout, q, k, v, out, lse, dlse=dlse, **options)
+    clean_out, clean_lse = (np.where(np.isnan(a), 0, a) for a in (out, lse))
+    clean_out = np.where(np.isfinite(clean_out), clean_out, 0)
+    bound = bounds.attention_backward_bound(
+        dout if dout0 is None else dout0, q0, k0, v0, clean_out, clean_lse,
+        dlse=dlse if dlse0 is None else dlse0, **options,
+    )  # fmt: skip
+    for name, a, e, b in zip(exact._fields, actual, exact, bound, strict=True):
+        if e is not None:
+            assert_as_exact(a, e, b, name)
+
+
+def test_masked_bias_may_be_nan(dtype):
+    """The mask decides, whatever the bias holds there."""
+    q, k, v, _, dout, _ = problem(Case(40, 70, 6, 9), dtype)
+    mask = np.random.default_rng(1).random((40, 70)) < 0.5
+    bias = normal(40, 70, dtype=dtype)
+    flags = {"mask": mask, "return_lse": True, "return_weights": True}
+    clean = cattn.attention(q, k, v, bias=bias, **flags)
+    for value in POISON:
+        poisoned = np.where(mask, bias, value).astype(dtype)
+        assert_same(cattn.attention(q, k, v, bias=poisoned, **flags), clean)
+        gradients = [
+            cattn.attention_backward(
+                dout, q, k, v, *clean[:2], mask=mask, bias=b, grads=["q", "k", "v", "bias"]
+            )
+            for b in (bias, poisoned)
+        ]
+        assert_same(gradients[1], gradients[0])
+
+
+def test_attended_nan_propagates(dtype):
+    """A NaN in a query makes its row NaN; in a value, its column of the rows that attend it."""
+    q, k, v = normal(5, 4, dtype=dtype, count=3)
+    bad = q.copy()
+    bad[2, 1] = np.nan
+    out, lse, _ = cattn.attention(bad, k, v, return_lse=True)
+    np.testing.assert_array_equal(np.isnan(out).all(axis=1), np.arange(5) == 2)
+    np.testing.assert_array_equal(np.isnan(out).any(axis=1), np.arange(5) == 2)
+    np.testing.assert_array_equal(np.isnan(lse), np.arange(5) == 2)
+    bad = v.copy()
+    bad[3, 1] = np.nan
+    out = cattn.attention(q, k, bad, causal=True)
+    expected = (np.arange(5)[:, None] >= 3) & (np.arange(4) == 1)
+    np.testing.assert_array_equal(np.isnan(out), expected)
+    bad = k.copy()
+    bad[3, 1] = np.nan
+    out = cattn.attention(q, bad, v, causal=True)
+    np.testing.assert_array_equal(np.isnan(out), np.repeat(expected[:, 1:2], 4, axis=1))
+
+
+def test_attended_infinity(dtype):
+    """An infinite value gives an infinite output; a score of +inf gives NaN (inf - inf)."""
+    q, k, v = np.abs(normal(5, 4, dtype=dtype, count=3))
+    bad = v.copy()
+    bad[3, 1], bad[4, 2] = np.inf, -np.inf
+    out = cattn.attention(q, k, bad)
+    assert (out[:, 1] == np.inf).all()
+    assert (out[:, 2] == -np.inf).all()
+    assert np.isfinite(out[:, [0, 3]]).all()
+    bad = k.copy()
+    bad[3, 1] = np.inf
+    assert np.isnan(cattn.attention(q, bad, v)).all()
+
+
+def test_poisoned_output_memory(dtype):
+    """Every element of out is written, whatever was there: NaN is not read."""
+    for lq, lk, dv in ((0, 3, 2), (3, 0, 2), (7, 9, 5), (97, 129, 33)):
+        case = Case(lq, lk, 8, dv, hq=2, hkv=1)
+        q, k, v, *_ = problem(case, dtype)
+        for options in ({}, {"causal": True}, {"mask": np.zeros((lq, lk), bool)}):
+            out = np.full((2, lq, dv), np.nan, dtype)
+            cattn.attention(q, k, v, **options, out=out)
+            assert_same(out, cattn.attention(q, k, v, **options))
+            assert not np.isnan(out).any()

@@ -1,0 +1,36 @@
+"""No byte outside of the caller's arrays is read or written, on every instruction set."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cattn import _core
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
+
+SCRIPT = Path(__file__).with_name("guarded.py")
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-I", str(SCRIPT), *arguments],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_arrays_beside_unreadable_pages(isa, side):
+    process = run(isa, side)
+    last = "\n".join(process.stdout.splitlines()[-2:])
+    assert process.returncode == 0, f"{last}\n{process.stderr}"
+    assert "completed 540" in last
+
+
+def test_the_guard_works():
+    """An overrun of four bytes does end the process."""
+    process = run(_core.isa(), "overrun")
+    assert process.returncode < 0
+    assert process.stdout.splitlines()[-1] == "reading past the end"
