@@ -29,7 +29,7 @@ demo: $(VENV)/.installed ## train the next-word model, draw its attention, time 
 test: test-native test-python ## build and run every test
 
 test-python: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 test-native: $(BIN)/python
 	$(MAKE) --no-print-directory preset PRESET=dev

@@ -20,7 +20,8 @@ from cattn._config import (
 from cattn._types import AttentionGrads, AttentionResult
 
 if TYPE_CHECKING:
-    from cattn import lm, reference
+    import cattn.lm as lm
+    import cattn.reference as reference
 
 __all__ = [
     "AttentionGrads",

@@ -148,7 +148,9 @@ void check_dtype(const char* name, const cattn_array& a, int32_t expected, const
 }
 
 void check_contiguous(const char* name, const cattn_array& a) {
-  if (a.ndim > 0 && a.shape[a.ndim - 1] > 1 && a.strides[a.ndim - 1] != 1) {
+  bool empty = false;
+  for (int i = 0; i < a.ndim; ++i) empty = empty || a.shape[i] == 0;
+  if (!empty && a.ndim > 0 && a.shape[a.ndim - 1] > 1 && a.strides[a.ndim - 1] != 1) {
     value_error(std::string(name) + ": the last axis must be contiguous");
   }
 }

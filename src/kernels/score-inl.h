@@ -162,8 +162,7 @@ CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index l
       if (c >= columns.end || c + kPanel<T> <= columns.begin) return;
       product_of_panels<T, kRows, Tile::vectors, kStride>(
           left + r * kPanel<T>, left_rows * kPanel<T>, right + c * depth, depth,
-          s + r * kStride + c, maximum ? maximum + r * Vec<T>::width : nullptr,
-          c <= columns.begin);
+          s + r * kStride + c, maximum ? maximum + r * Vec<T>::width : nullptr, c <= columns.begin);
     });
   }
 }

@@ -15,7 +15,8 @@ const T& pick(Random& random, const T (&choices)[n]) {
   return choices[random.below(n)];
 }
 
-// A shape that broadcasts to (batch..., heads, rows, keys): some axes 1, some leading ones left out.
+// A shape that broadcasts to (batch..., heads, rows, keys): some axes 1, some leading ones left
+// out.
 Shape plane_shape(Random& random, const Case& c) {
   Shape shape = c.with_batch({c.heads_q, c.rows, c.keys});
   for (Index& axis : shape) {

@@ -162,8 +162,8 @@ void Attention<T>::make_inputs() {
     spoil(dout_, true);
   }
   if (c_.mask) {
-    mask_ = Tensor<uint8_t>(*c_.mask, c_.layout, LastAxis::any,
-                            placement(static_cast<int>(c_.seed)));
+    mask_ =
+        Tensor<uint8_t>(*c_.mask, c_.layout, LastAxis::any, placement(static_cast<int>(c_.seed)));
     const uint8_t open[] = {1, 2, 0x80, 0xff};
     for (Index i = 0; i < mask_.size(); ++i) {
       mask_[i] = random.chance(c_.mask_density) ? open[random.below(4)] : uint8_t{0};
@@ -209,7 +209,8 @@ void Attention<T>::make_reference() {
   p.q = expanded(q_, c_.heads_q, c_.rows, c_.head_dim);
   p.k = expanded(k_, c_.heads_kv, c_.keys, c_.head_dim);
   p.v = expanded(v_, c_.heads_kv, c_.keys, c_.value_dim);
-  if (c_.mask) p.mask = mask_.template expanded<uint8_t>(c_.with_batch({c_.heads_q, c_.rows, c_.keys}));
+  if (c_.mask)
+    p.mask = mask_.template expanded<uint8_t>(c_.with_batch({c_.heads_q, c_.rows, c_.keys}));
   if (bias_.given()) p.bias = expanded(bias_, c_.heads_q, c_.rows, c_.keys);
   if (bias_float32_.given()) p.bias = expanded(bias_float32_, c_.heads_q, c_.rows, c_.keys);
   p.causal = c_.causal;
@@ -252,9 +253,7 @@ cattn_attention Attention<T>::problem(const Outputs<T>& o, const Run& run) const
   cattn_attention p;
   cattn_attention_init(&p);
   p.num_threads = run.threads.value_or(c_.threads);
-  p.executor = run.executor             ? run.executor
-               : options().openmp       ? nullptr
-                                        : &thread_executor();
+  p.executor = run.executor ? run.executor : options().openmp ? nullptr : &thread_executor();
   if (c_.scale) {
     p.flags |= CATTN_HAS_SCALE;
     p.scale = *c_.scale;

@@ -20,7 +20,7 @@ class Random {
   Index below(Index n) { return static_cast<Index>(bits() % static_cast<uint64_t>(n)); }
   bool chance(double probability) { return unit() < probability; }
   double unit() { return static_cast<double>(bits() >> 11) * 0x1p-53; }  // [0, 1)
-  double symmetric() { return 2 * unit() - 1; }                         // [-1, 1)
+  double symmetric() { return 2 * unit() - 1; }                          // [-1, 1)
 
  private:
   uint64_t state_;
@@ -50,7 +50,7 @@ struct Case {
   int32_t threads = 1;
   uint64_t seed = 1;
 
-  Shape batch() const;      // the broadcast leading axes
+  Shape batch() const;                  // the broadcast leading axes
   Shape with_batch(Shape inner) const;  // leading axes, then these
   std::string text() const;
 };

@@ -66,7 +66,8 @@ Bounds bounds(const reference::Problem& p, const reference::Result& result, cons
     }
     if (!dlse.empty()) weighted_grads += std::abs(dlse[static_cast<size_t>(row)]);
     const double kappa =
-        2 * u * (static_cast<double>(p.head_dim + 8) * magnitude + static_cast<double>(p.keys + 32));
+        2 * u *
+        (static_cast<double>(p.head_dim + 8) * magnitude + static_cast<double>(p.keys + 32));
     bound.lse[static_cast<size_t>(row)] = kappa;
 
     for (Index j = 0; j < p.keys; ++j) {

@@ -1,11 +1,13 @@
-// How far a kernel in arithmetic of unit roundoff u may be from the float64 reference: a first-order
-// worst-case analysis, computed next to the reference with absolute values in place of products.
+// How far a kernel in arithmetic of unit roundoff u may be from the float64 reference: a
+// first-order worst-case analysis, computed next to the reference with absolute values in place of
+// products.
 //
 //   M_i     = max_j (|scale| sum_d |q_id k_jd| + |bias_ij|)               the scores' magnitude
 //   kappa_i = 2u ((D + 8) M_i + Lk + 32)                relative error of the weights of row i
 //   omega   = kappa_i w_ij + tiny                       their absolute error, underflow included
-//   H_ij    = G_ij + sum_j w_ij G_ij + |dlse_i|,  G_ij = sum_d |dout_id v_jd|      size of dw - delta
-//   sigma   = (2 omega + (Dv + 4) u w_ij) H_ij                              error of the dscores
+//   H_ij    = G_ij + sum_j w_ij G_ij + |dlse_i|,  G_ij = sum_d |dout_id v_jd|      size of dw -
+//   delta sigma   = (2 omega + (Dv + 4) u w_ij) H_ij                              error of the
+//   dscores
 //
 // D + 8: D rounded products of a score, then scale, bias, the change of base and the subtraction of
 // the maximum. Lk + 32: the sum of the weights, the exponential, the division. Every sum of n terms

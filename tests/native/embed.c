@@ -19,8 +19,7 @@ static cattn_array matrix(float* data, int64_t rows, int64_t cols) {
   return a;
 }
 
-static double largest_difference(const float* q, const float* k, const float* v,
-                                 const float* out) {
+static double largest_difference(const float* q, const float* k, const float* v, const float* out) {
   double largest = 0;
   int i, j, d;
   for (i = 0; i < kQueries; ++i) {

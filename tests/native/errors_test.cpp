@@ -167,13 +167,20 @@ void test_shapes() {
     bool backward_only;
   };
   const Named arrays[] = {
-      {"q", &cattn_attention::q, false},        {"k", &cattn_attention::k, false},
-      {"v", &cattn_attention::v, false},        {"out", &cattn_attention::out, false},
-      {"lse", &cattn_attention::lse, false},    {"mask", &cattn_attention::mask, false},
-      {"bias", &cattn_attention::bias, false},  {"causal_offset", &cattn_attention::causal_offset, false},
-      {"dout", &cattn_attention::dout, true},   {"dlse", &cattn_attention::dlse, true},
-      {"dq", &cattn_attention::dq, true},       {"dk", &cattn_attention::dk, true},
-      {"dv", &cattn_attention::dv, true},       {"dbias", &cattn_attention::dbias, true},
+      {"q", &cattn_attention::q, false},
+      {"k", &cattn_attention::k, false},
+      {"v", &cattn_attention::v, false},
+      {"out", &cattn_attention::out, false},
+      {"lse", &cattn_attention::lse, false},
+      {"mask", &cattn_attention::mask, false},
+      {"bias", &cattn_attention::bias, false},
+      {"causal_offset", &cattn_attention::causal_offset, false},
+      {"dout", &cattn_attention::dout, true},
+      {"dlse", &cattn_attention::dlse, true},
+      {"dq", &cattn_attention::dq, true},
+      {"dk", &cattn_attention::dk, true},
+      {"dv", &cattn_attention::dv, true},
+      {"dbias", &cattn_attention::dbias, true},
   };
   for (const Named& a : arrays) {
     const auto error = a.backward_only ? backward_error : forward_error;
@@ -233,12 +240,13 @@ void test_shapes() {
 }
 
 void test_options() {
-  for (const double scale : {std::numeric_limits<double>::quiet_NaN(),
-                             std::numeric_limits<double>::infinity()}) {
-    forward_error("a scale that is not finite", CATTN_ERROR_VALUE, "scale", [&](cattn_attention& p) {
-      p.flags |= CATTN_HAS_SCALE;
-      p.scale = scale;
-    });
+  for (const double scale :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    forward_error("a scale that is not finite", CATTN_ERROR_VALUE, "scale",
+                  [&](cattn_attention& p) {
+                    p.flags |= CATTN_HAS_SCALE;
+                    p.scale = scale;
+                  });
   }
   forward_error("negative num_threads", CATTN_ERROR_VALUE, "num_threads",
                 [](cattn_attention& p) { p.num_threads = -1; });
@@ -264,7 +272,8 @@ void test_settings() {
     check(cattn_set_isa(name) == CATTN_ERROR_VALUE, "an instruction set that does not exist");
     check(isa == cattn_isa(), "a failed cattn_set_isa changed it");
   }
-  check(std::strstr(cattn_error_message(), "generic") != nullptr, "the message lists what there is");
+  check(std::strstr(cattn_error_message(), "generic") != nullptr,
+        "the message lists what there is");
   check(cattn_available_isa(-1) == nullptr && cattn_available_isa(1000) == nullptr,
         "no instruction set outside the list");
   check(std::string(cattn_available_isa(0)) == "generic", "generic runs everywhere");

@@ -42,8 +42,8 @@ class Head {
   Head(const KernelSet& kernels, const HeadCase& c, const std::string& name)
       : k_(kernels),
         c_(c),
-        name_(name + " rows " + std::to_string(c.rows) + " keys " + std::to_string(c.keys) +
-              " D " + std::to_string(c.head_dim) + " Dv " + std::to_string(c.value_dim) + " band " +
+        name_(name + " rows " + std::to_string(c.rows) + " keys " + std::to_string(c.keys) + " D " +
+              std::to_string(c.head_dim) + " Dv " + std::to_string(c.value_dim) + " band " +
               std::to_string(c.lo_shift) + " " + std::to_string(c.hi_shift)),
         band_{c.lo_shift, c.hi_shift, c.keys},
         turn_(static_cast<int>(c.rows + c.keys)),
@@ -136,8 +136,8 @@ class Head {
       const Index first = (first_block + b) * tiling.key_block;
       const Index rows = std::min(tiling.key_block, c_.keys - first);
       k_.pack({Operand::key, rows_from(k_rows_, first), rows, c_.head_dim, keys[b]}, tiling);
-      *flags[b] = static_cast<char>(k_.pack(
-          {Operand::value, rows_from(v_, first), rows, c_.value_dim, values[b]}, tiling));
+      *flags[b] = static_cast<char>(
+          k_.pack({Operand::value, rows_from(v_, first), rows, c_.value_dim, values[b]}, tiling));
     }
     const Tensor<T> weights = matrix(c_.rows, c_.keys);
     for (Index first = 0; first < c_.rows; first += tiling.query_block) {
@@ -192,8 +192,8 @@ class Head {
       const Index first = b * tiling.query_block;
       const Index rows = std::min(tiling.query_block, c_.rows - first);
       flags &= k_.pack({Operand::query, rows_from(q_, first), rows, c_.head_dim, query[b]}, tiling);
-      flags &= k_.pack({Operand::grad_out, rows_from(dout_, first), rows, c_.value_dim, grad_out[b]},
-                       tiling);
+      flags &= k_.pack(
+          {Operand::grad_out, rows_from(dout_, first), rows, c_.value_dim, grad_out[b]}, tiling);
       k_.row_terms({rows_from(dout_, first), rows_from(out_, first), rows, c_.value_dim,
                     &lse_[first], 1, nullptr, 0, &lse_log2[first], &delta[first]});
     }
@@ -203,8 +203,8 @@ class Head {
       const ConstRows k = rows_from(k_rows_, first);
       flags &= k_.pack({Operand::key, k, rows, c_.head_dim, key[b]}, tiling);
       flags &= k_.pack({Operand::key_rows, k, rows, c_.head_dim, key_rows[b]}, tiling);
-      flags &= k_.pack({Operand::value_t, rows_from(v_, first), rows, c_.value_dim, value_t[b]},
-                       tiling);
+      flags &=
+          k_.pack({Operand::value_t, rows_from(v_, first), rows, c_.value_dim, value_t[b]}, tiling);
     }
 
     dq.clear();
@@ -249,8 +249,8 @@ class Head {
         }
       }
       const void* accumulator = dk[0];
-      k_.flush({&accumulator, 1, false, cols, c_.head_dim, terms_.scale,
-                rows_to(dk_rows, first_key)});
+      k_.flush(
+          {&accumulator, 1, false, cols, c_.head_dim, terms_.scale, rows_to(dk_rows, first_key)});
       accumulator = dv[0];
       k_.flush({&accumulator, 1, false, cols, c_.value_dim, 1.0, rows_to(dv_rows, first_key)});
     }
@@ -293,9 +293,8 @@ void test_finite_flag(const KernelSet& kernels, const std::string& name) {
         const Tensor<T> source({rows, cols}, Layout::padded, LastAxis::contiguous, placement(1));
         const Blocks packed(1, kernels.packed_bytes(operand, tiling, cols), 0);
         const auto flags = [&] {
-          return kernels.pack({operand, {source.data(), source.array().strides[0]}, rows, cols,
-                               packed[0]},
-                              tiling);
+          return kernels.pack(
+              {operand, {source.data(), source.array().strides[0]}, rows, cols, packed[0]}, tiling);
         };
         for (Index i = 0; i < source.size(); ++i) source[i] = std::numeric_limits<T>::max();
         bool right = flags() == kBlockFinite;
@@ -323,7 +322,7 @@ void test_set(const KernelSet& kernels, const std::string& name) {
       for (const Index size : {1, 17, 32, 65}) {
         cases.push_back({rows, keys, size, 66 - size});
         cases.push_back({rows, keys, size, size, -kUnbounded, keys - rows + 1});
-        cases.push_back({rows, keys, size, size, -5, 3});              // a window
+        cases.push_back({rows, keys, size, size, -5, 3});               // a window
         cases.push_back({rows, keys, size, size, keys - 9, keys + 9});  // leaves some rows empty
         cases.push_back({rows, keys, size, size, -20, 20, true});
       }

@@ -18,9 +18,9 @@ struct Section {
   void (*run)();
 };
 constexpr Section kSections[] = {
-    {"accuracy", cattn::test::test_accuracy}, {"edges", cattn::test::test_edges},
-    {"kernels", cattn::test::test_kernels},   {"errors", cattn::test::test_errors},
-    {"threads", cattn::test::test_threads},   {"fork", cattn::test::test_fork},
+    {"accuracy", cattn::test::test_accuracy},       {"edges", cattn::test::test_edges},
+    {"kernels", cattn::test::test_kernels},         {"errors", cattn::test::test_errors},
+    {"threads", cattn::test::test_threads},         {"fork", cattn::test::test_fork},
     {"environment", cattn::test::test_environment},
 };
 

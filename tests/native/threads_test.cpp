@@ -56,8 +56,8 @@ void test_same_bits(const Case& c) {
     int32_t asked_for = 0;
     const cattn_executor elsewhere{&asked_for, run_elsewhere};
     same({.threads = 3, .executor = &elsewhere}, "executor on another thread");
-    check(asked_for > 1 && asked_for <= 3, isa + ": the executor was asked for " +
-                                               std::to_string(asked_for) + " of 3 threads");
+    check(asked_for > 1 && asked_for <= 3,
+          isa + ": the executor was asked for " + std::to_string(asked_for) + " of 3 threads");
   }
 }
 
