@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -216,8 +216,10 @@ def attention_backward(
     True
     """
     wanted = {"q": False, "k": False, "v": False, "bias": False}
+    if not isinstance(grads, Iterable):
+        raise TypeError(f"grads: is {grads!r}, expected words out of {list(wanted)}")
     for word in [grads] if isinstance(grads, str) else grads:
-        if word not in wanted:
+        if not isinstance(word, str) or word not in wanted:
             raise ValueError(f"grads: contains {word!r}, expected some of {list(wanted)}")
         wanted[word] = True
     dq, dk, dv, dbias = _core.attention_backward(

@@ -62,8 +62,9 @@ typedef struct cattn_executor {
 } cattn_executor;
 
 enum {
-  CATTN_CAUSAL = 1u << 0,   /* key j is seen by query i when j <= i + causal_offset */
-  CATTN_HAS_SCALE = 1u << 1 /* use `scale`, not the default 1/sqrt(D) */
+  CATTN_CAUSAL = 1u << 0,    /* key j is seen by query i when j <= i + causal_offset */
+  CATTN_HAS_SCALE = 1u << 1, /* use `scale`, not the default 1/sqrt(D) */
+  CATTN_BLHD = 1u << 2       /* q, k, v, out, dout, dq, dk, dv are (..., L, H, D) */
 };
 
 typedef struct cattn_attention {

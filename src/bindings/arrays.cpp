@@ -1,6 +1,6 @@
 #include "bindings/arrays.h"
 
-#include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -31,6 +31,7 @@ const char* expected(Kind kind) {
 }
 
 bool walkable(const py::array& a, bool contiguous_rows) {
+  if (a.size() == 0) return true;
   const auto& dtype = a.dtype();
   if (dtype.byteorder() == '>' || !(a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
     return false;
@@ -42,8 +43,7 @@ bool walkable(const py::array& a, bool contiguous_rows) {
   return !contiguous_rows || last < 0 || a.shape(last) <= 1 || a.strides(last) == a.itemsize();
 }
 
-void describe(const char* name, const py::array& a, int32_t dtype, Layout layout,
-              cattn_array& description) {
+void describe(const char* name, const py::array& a, int32_t dtype, cattn_array& description) {
   if (a.ndim() > CATTN_MAX_NDIM) {
     throw py::value_error(std::string(name) + ": has " + std::to_string(a.ndim()) +
                           " axes, expected at most " + std::to_string(CATTN_MAX_NDIM));
@@ -57,11 +57,6 @@ void describe(const char* name, const py::array& a, int32_t dtype, Layout layout
     description.shape[i] = a.shape(i);
     description.strides[i] = a.strides(i) / a.itemsize();
   }
-  if (layout == Layout::blhd && a.ndim() >= 3) {
-    const auto n = a.ndim();
-    std::swap(description.shape[n - 2], description.shape[n - 3]);
-    std::swap(description.strides[n - 2], description.strides[n - 3]);
-  }
 }
 
 std::string shape_text(const std::vector<py::ssize_t>& shape) {
@@ -70,13 +65,8 @@ std::string shape_text(const std::vector<py::ssize_t>& shape) {
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-// The shape that the caller sees.
-std::vector<py::ssize_t> caller_shape(const cattn_array& description, Layout layout) {
-  std::vector<py::ssize_t> shape(description.shape, description.shape + description.ndim);
-  if (layout == Layout::blhd && shape.size() >= 3) {
-    std::swap(shape[shape.size() - 2], shape[shape.size() - 3]);
-  }
-  return shape;
+std::vector<py::ssize_t> shape_of(const cattn_array& description) {
+  return {description.shape, description.shape + description.ndim};
 }
 
 py::dtype dtype_of(int32_t code) {
@@ -85,13 +75,26 @@ py::dtype dtype_of(int32_t code) {
 
 }  // namespace
 
-Layout parse_layout(const std::string& word) {
-  if (word == "bhld") return Layout::bhld;
-  if (word == "blhd") return Layout::blhd;
-  throw py::value_error("layout: is '" + word + "', expected 'bhld' or 'blhd'");
+bool parse_bool(const char* name, const py::object& object) {
+  const std::string type = Py_TYPE(object.ptr())->tp_name;
+  if (!PyBool_Check(object.ptr()) && type != "numpy.bool" && type != "numpy.bool_") {
+    throw py::type_error(std::string(name) + ": is " + py::repr(object).cast<std::string>() +
+                         ", expected True or False");
+  }
+  return PyObject_IsTrue(object.ptr()) == 1;
 }
 
-Argument input(const char* name, const py::object& object, Kind kind, Layout layout) {
+uint32_t parse_layout(const py::object& word) {
+  if (py::isinstance<py::str>(word)) {
+    const std::string text = word.cast<std::string>();
+    if (text == "bhld") return 0;
+    if (text == "blhd") return CATTN_BLHD;
+  }
+  throw py::value_error("layout: is " + py::repr(word).cast<std::string>() +
+                        ", expected 'bhld' or 'blhd'");
+}
+
+Argument input(const char* name, const py::object& object, Kind kind) {
   Argument argument;
   if (object.is_none()) return argument;
   if (py::isinstance<py::array>(object)) {
@@ -110,25 +113,30 @@ Argument input(const char* name, const py::object& object, Kind kind, Layout lay
                          expected(kind));
   }
   if (kind == Kind::integer) {
+    if (argument.array.dtype().kind() == 'u' && argument.array.itemsize() == 8) {
+      // Beyond int64 there is no key anyway: the largest int64 says the same.
+      const py::object largest = py::int_(std::numeric_limits<int64_t>::max());
+      argument.array = py::module_::import("numpy").attr("minimum")(
+          argument.array, argument.array.dtype().attr("type")(largest));
+    }
     argument.array = py::array_t<int64_t, py::array::forcecast>(argument.array);
   } else if (!walkable(argument.array, kind == Kind::floating)) {
     // A C-ordered copy in native byte order.
     const py::object native = argument.array.dtype().attr("newbyteorder")("=");
     argument.array = argument.array.attr("astype")(native, py::arg("order") = "C");
   }
-  describe(name, argument.array, dtype, layout, argument.description);
+  describe(name, argument.array, dtype, argument.description);
   return argument;
 }
 
-Argument new_output(const cattn_array& description, Layout layout) {
+Argument new_output(const cattn_array& description) {
   Argument argument;
-  argument.array = py::array(dtype_of(description.dtype), caller_shape(description, layout));
-  describe("out", argument.array, description.dtype, layout, argument.description);
+  argument.array = py::array(dtype_of(description.dtype), shape_of(description));
+  describe("out", argument.array, description.dtype, argument.description);
   return argument;
 }
 
-Argument given_output(const char* name, const py::object& object, const cattn_array& description,
-                      Layout layout) {
+Argument given_output(const char* name, const py::object& object, const cattn_array& description) {
   if (!py::isinstance<py::array>(object)) {
     throw py::type_error(std::string(name) + ": is not a numpy.ndarray");
   }
@@ -136,7 +144,7 @@ Argument given_output(const char* name, const py::object& object, const cattn_ar
   argument.array = py::reinterpret_borrow<py::array>(object);
   const py::array& a = argument.array;
   const std::vector<py::ssize_t> shape(a.shape(), a.shape() + a.ndim());
-  const std::vector<py::ssize_t> wanted = caller_shape(description, layout);
+  const std::vector<py::ssize_t> wanted = shape_of(description);
   if (shape != wanted) {
     throw py::value_error(std::string(name) + ": shape " + shape_text(shape) + ", expected " +
                           shape_text(wanted));
@@ -149,13 +157,12 @@ Argument given_output(const char* name, const py::object& object, const cattn_ar
   if (!walkable(a, true)) {
     throw py::value_error(std::string(name) + ": the last axis must be contiguous and aligned");
   }
-  describe(name, a, description.dtype, layout, argument.description);
+  describe(name, a, description.dtype, argument.description);
   return argument;
 }
 
 bool may_overlap(const py::array& a, const py::array& b) {
-  static const py::object function = py::module_::import("numpy").attr("may_share_memory");
-  return function(a, b).cast<bool>();
+  return py::module_::import("numpy").attr("may_share_memory")(a, b).cast<bool>();
 }
 
 void raise_on_error(cattn_status status) {

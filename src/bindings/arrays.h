@@ -12,9 +12,9 @@ namespace py = pybind11;
 // What an argument may hold.
 enum class Kind { floating, boolean, integer };
 
-// "blhd" exchanges the two axes before the last.
-enum class Layout { bhld, blhd };
-Layout parse_layout(const std::string& word);
+// Words and flags, with errors that name the argument.
+bool parse_bool(const char* name, const py::object& object);
+uint32_t parse_layout(const py::object& word);  // 0 or CATTN_BLHD
 
 // An argument: the array that keeps the memory alive and its description. Absent for None.
 struct Argument {
@@ -26,14 +26,13 @@ struct Argument {
 
 // An input as it is, or as one copy where the core could not walk it (last axis not contiguous,
 // misaligned, foreign byte order). Integers become int64.
-Argument input(const char* name, const py::object& object, Kind kind, Layout layout = Layout::bhld);
+Argument input(const char* name, const py::object& object, Kind kind);
 
 // A new array for an output that the core has described.
-Argument new_output(const cattn_array& description, Layout layout = Layout::bhld);
+Argument new_output(const cattn_array& description);
 
 // The caller's `out=`, checked against the description. Shape and dtype must be exact.
-Argument given_output(const char* name, const py::object& object, const cattn_array& description,
-                      Layout layout);
+Argument given_output(const char* name, const py::object& object, const cattn_array& description);
 
 // Whether the memory of two arrays may overlap.
 bool may_overlap(const py::array& a, const py::array& b);

@@ -25,11 +25,10 @@ int32_t parse_num_threads(const py::object& object) {
 // The inputs and options that both directions share. Holds the arrays that the problem points to.
 struct Inputs {
   Inputs(const py::object& q_object, const py::object& k_object, const py::object& v_object,
-         const py::object& mask_object, const py::object& bias_object, bool causal,
-         const py::object& offset_object, const py::object& scale, const std::string& layout_word,
+         const py::object& mask_object, const py::object& bias_object, const py::object& causal,
+         const py::object& offset_object, const py::object& scale, const py::object& layout,
          const py::object& num_threads)
-      : layout(parse_layout(layout_word)),
-        q(required("q", q_object)),
+      : q(required("q", q_object)),
         k(required("k", k_object)),
         v(required("v", v_object)),
         mask(input("mask", mask_object, Kind::boolean)),
@@ -42,7 +41,8 @@ struct Inputs {
     problem.mask = mask.description;
     problem.bias = bias.description;
     problem.causal_offset = causal_offset.description;
-    if (causal) problem.flags |= CATTN_CAUSAL;
+    if (parse_bool("causal", causal)) problem.flags |= CATTN_CAUSAL;
+    problem.flags |= parse_layout(layout);
     if (!scale.is_none()) {
       const double value = PyFloat_AsDouble(scale.ptr());
       if (value == -1.0 && PyErr_Occurred()) {
@@ -56,13 +56,12 @@ struct Inputs {
     problem.num_threads = parse_num_threads(num_threads);
   }
 
-  Argument required(const char* name, const py::object& object) const {
-    Argument argument = input(name, object, Kind::floating, layout);
+  static Argument required(const char* name, const py::object& object) {
+    Argument argument = input(name, object, Kind::floating);
     if (!argument) throw py::type_error(std::string(name) + ": is None, expected an array");
     return argument;
   }
 
-  Layout layout;
   Argument q, k, v, mask, bias, causal_offset;
   cattn_attention problem;
 };
@@ -70,10 +69,11 @@ struct Inputs {
 }  // namespace
 
 py::tuple attention(const py::object& q, const py::object& k, const py::object& v,
-                    const py::object& mask, const py::object& bias, bool causal,
+                    const py::object& mask, const py::object& bias, const py::object& causal,
                     const py::object& causal_offset, const py::object& scale,
-                    const std::string& layout, bool return_lse, bool return_weights,
-                    const py::object& out, const py::object& num_threads) {
+                    const py::object& layout, const py::object& return_lse,
+                    const py::object& return_weights, const py::object& out,
+                    const py::object& num_threads) {
   Inputs inputs(q, k, v, mask, bias, causal, causal_offset, scale, layout, num_threads);
   cattn_attention& problem = inputs.problem;
   cattn_array out_shape{}, lse_shape{}, weights_shape{};
@@ -81,19 +81,19 @@ py::tuple attention(const py::object& q, const py::object& k, const py::object& 
 
   Argument result, target, lse, weights;
   if (out.is_none()) {
-    result = target = new_output(out_shape, inputs.layout);
+    result = target = new_output(out_shape);
   } else {
-    result = target = given_output("out", out, out_shape, inputs.layout);
+    result = target = given_output("out", out, out_shape);
     for (const Argument* a :
          {&inputs.q, &inputs.k, &inputs.v, &inputs.mask, &inputs.bias, &inputs.causal_offset}) {
       if (*a && may_overlap(result.array, a->array)) {
-        target = new_output(out_shape, inputs.layout);
+        target = new_output(out_shape);
         break;
       }
     }
   }
-  if (return_lse) lse = new_output(lse_shape);
-  if (return_weights) weights = new_output(weights_shape);
+  if (parse_bool("return_lse", return_lse)) lse = new_output(lse_shape);
+  if (parse_bool("return_weights", return_weights)) weights = new_output(weights_shape);
   problem.out = target.description;
   problem.lse = lse.description;
   problem.weights = weights.description;
@@ -115,8 +115,9 @@ py::tuple attention_backward(const py::object& dout, const py::object& q, const 
                              const py::object& v, const py::object& out, const py::object& lse,
                              const py::object& dlse, bool want_q, bool want_k, bool want_v,
                              bool want_bias, const py::object& mask, const py::object& bias,
-                             bool causal, const py::object& causal_offset, const py::object& scale,
-                             const std::string& layout, const py::object& num_threads) {
+                             const py::object& causal, const py::object& causal_offset,
+                             const py::object& scale, const py::object& layout,
+                             const py::object& num_threads) {
   Inputs inputs(q, k, v, mask, bias, causal, causal_offset, scale, layout, num_threads);
   cattn_attention& problem = inputs.problem;
   cattn_array out_shape{};
@@ -136,10 +137,13 @@ py::tuple attention_backward(const py::object& dout, const py::object& q, const 
     if (!wanted) return Argument{};
     cattn_array shape = out_shape;
     const cattn_array& own = of.description;
+    // One head has no head axis: in (..., L, H, D) that is the axis before the last.
+    const bool blhd_without_heads = (problem.flags & CATTN_BLHD) != 0 && own.ndim == 2;
     for (int i = 1; i <= 3 && i <= shape.ndim; ++i) {
-      shape.shape[shape.ndim - i] = i <= own.ndim ? own.shape[own.ndim - i] : 1;
+      const int from_end = blhd_without_heads && shape.ndim > 2 && i > 1 ? 5 - i : i;
+      shape.shape[shape.ndim - from_end] = i <= own.ndim ? own.shape[own.ndim - i] : 1;
     }
-    return new_output(shape, inputs.layout);
+    return new_output(shape);
   };
   const Argument dq = gradient(want_q, inputs.q);
   const Argument dk = gradient(want_k, inputs.k);

@@ -412,10 +412,25 @@ class Backward {
         threads_at_ = 0;
 };
 
+// Zeroes every element of a strided array.
+void fill_with_zeros(const cattn_array& a, int axis = 0, Index offset = 0) {
+  if (axis == a.ndim) {
+    const Index size = a.dtype == CATTN_FLOAT32 ? 4 : 8;
+    std::memset(static_cast<char*>(a.data) + offset * size, 0, static_cast<size_t>(size));
+    return;
+  }
+  for (Index i = 0; i < a.shape[axis]; ++i) {
+    fill_with_zeros(a, axis + 1, offset + i * a.strides[axis]);
+  }
+}
+
 }  // namespace
 
 void attention_backward(const Problem& problem, const KernelSet& kernels) {
-  if (problem.batch == 0 || problem.heads_kv == 0) return;
+  if (problem.batch == 0 || problem.heads_kv == 0) {
+    if (problem.dbias) fill_with_zeros(problem.dbias_array);  // a bias that nothing reads
+    return;
+  }
   Backward(problem, kernels).run();
 }
 

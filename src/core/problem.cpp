@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "core/error.h"
 
@@ -29,6 +30,14 @@ Index dtype_size(int32_t dtype) {
 
 bool given(const cattn_array& a) { return a.data != nullptr; }
 
+// The arrays that have a layout: (..., L, H, D) becomes (..., H, L, D) and the other way round.
+void exchange_layout(cattn_array& a) {
+  if (a.ndim < 3 || a.ndim > CATTN_MAX_NDIM) return;
+  std::swap(a.shape[a.ndim - 2], a.shape[a.ndim - 3]);
+  std::swap(a.strides[a.ndim - 2], a.strides[a.ndim - 3]);
+}
+
+// An argument for messages: its name and its shape as the caller gave it.
 std::string described(const char* name, const cattn_array& a) {
   return std::string(name) + ": shape " + shape_text(a);
 }
@@ -165,7 +174,19 @@ void check_axis(const char* name, const cattn_array& a, int from_end, Index expe
 
 }  // namespace
 
-Problem::Problem(const cattn_attention& p, Direction direction) {
+Problem::Problem(const cattn_attention& given_problem, Direction direction) {
+  cattn_attention p = given_problem;
+  blhd = (p.flags & CATTN_BLHD) != 0;
+  if (blhd) {
+    for (cattn_array* a : {&p.q, &p.k, &p.v, &p.out, &p.dout, &p.dq, &p.dk, &p.dv}) {
+      exchange_layout(*a);
+    }
+  }
+  const auto shown = [&](const cattn_array& a) {
+    cattn_array original = a;
+    if (blhd) exchange_layout(original);
+    return shape_text(original);
+  };
   const bool backward = direction == Direction::backward;
   const auto require = [](const char* name, const cattn_array& a) {
     if (!given(a)) value_error(std::string(name) + ": is required");
@@ -195,22 +216,22 @@ Problem::Problem(const cattn_attention& p, Direction direction) {
   keys = axis(p.k, 2);
   heads_q = axis(p.q, 3);
   heads_kv = axis(p.k, 3);
-  if (head_dim < 1) value_error(described("q", p.q) + ": the head size must be at least 1");
-  if (value_dim < 1) value_error(described("v", p.v) + ": the value size must be at least 1");
+  if (head_dim < 1) value_error("q: shape " + shown(p.q) + ": the head size must be at least 1");
+  if (value_dim < 1) value_error("v: shape " + shown(p.v) + ": the value size must be at least 1");
   if (axis(p.k, 1) != head_dim) {
-    value_error(described("k", p.k) + " does not fit q's " + shape_text(p.q) +
+    value_error("k: shape " + shown(p.k) + " does not fit q's " + shown(p.q) +
                 ": the last axes (head size) must agree, expected " + std::to_string(head_dim));
   }
   if (axis(p.v, 2) != keys) {
-    value_error(described("v", p.v) + " does not fit k's " + shape_text(p.k) +
+    value_error("v: shape " + shown(p.v) + " does not fit k's " + shown(p.k) +
                 ": the number of keys must agree, expected " + std::to_string(keys));
   }
   if (axis(p.v, 3) != heads_kv) {
-    value_error(described("v", p.v) + " does not fit k's " + shape_text(p.k) +
+    value_error("v: shape " + shown(p.v) + " does not fit k's " + shown(p.k) +
                 ": the number of heads must agree, expected " + std::to_string(heads_kv));
   }
   if (heads_kv == 0 ? heads_q != 0 : heads_q % heads_kv != 0) {
-    value_error(described("k", p.k) + " does not fit q's " + shape_text(p.q) + ": " +
+    value_error("k: shape " + shown(p.k) + " does not fit q's " + shown(p.q) + ": " +
                 std::to_string(heads_q) + " query heads are not a multiple of " +
                 std::to_string(heads_kv) + " key heads");
   }
@@ -297,6 +318,7 @@ Problem::Problem(const cattn_attention& p, Direction direction) {
   if (backward && given(p.dbias)) {
     if (!given(p.bias)) value_error("dbias: there is no bias to differentiate");
     check_dtype("dbias", p.dbias, p.bias.dtype, " like bias");
+    dbias_array = p.dbias;
     dbias = plane("dbias", p.dbias);
     bool same = p.dbias.ndim == p.bias.ndim;
     for (int i = 0; same && i < p.bias.ndim; ++i) same = p.dbias.shape[i] == p.bias.shape[i];
@@ -306,7 +328,7 @@ Problem::Problem(const cattn_attention& p, Direction direction) {
     bias_heads_broadcast = axis(p.bias, 3) == 1;
   }
 
-  if ((p.flags & ~uint32_t{CATTN_CAUSAL | CATTN_HAS_SCALE}) != 0) {
+  if ((p.flags & ~uint32_t{CATTN_CAUSAL | CATTN_HAS_SCALE | CATTN_BLHD}) != 0) {
     value_error("flags: is " + std::to_string(p.flags) + ", which this version does not know");
   }
   causal = (p.flags & CATTN_CAUSAL) != 0;
@@ -347,6 +369,7 @@ void Problem::describe_outputs(cattn_array* out_array, cattn_array* lse_array,
     if (!single_head) push(heads_q);
     push(queries);
     if (inner == 2) push(cols);
+    if (blhd && a == out_array) exchange_layout(*a);
   };
   describe(out_array, 2, value_dim);
   describe(lse_array, 1, 0);

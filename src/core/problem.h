@@ -25,6 +25,7 @@ struct Problem {
   Problem(const cattn_attention& given, Direction direction);
 
   int32_t dtype = 0;
+  bool blhd = false;         // the caller's axes are (..., L, H, D)
   bool single_head = false;  // q, k and v are all two-dimensional, and so are the outputs
   Index batch = 1;           // product of batch_shape
   int batch_ndim = 0;
@@ -40,11 +41,12 @@ struct Problem {
   View q, k, v, mask, bias, causal_offset;
   View out, lse, weights;
   View dout, dlse, dq, dk, dv;
-  View dbias;  // bias's own shape, with strides of 0 where it is broadcast
+  cattn_array dbias_array{};  // as given
+  View dbias;                 // bias's own shape, with strides of 0 where it is broadcast
   bool bias_is_float32 = false;
   bool bias_rows_broadcast = false, bias_cols_broadcast = false, bias_heads_broadcast = false;
 
-  // dtype, ndim and shape of the forward outputs; null pointers are skipped.
+  // dtype, ndim and shape of the forward outputs in the caller's layout; null pointers are skipped.
   void describe_outputs(cattn_array* out, cattn_array* lse, cattn_array* weights) const;
 
   // The address of (batch b, head h, row i).
