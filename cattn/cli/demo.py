@@ -23,7 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     parser.add_argument("--folder", default="results", metavar="FOLDER",
                         help="where demo.safetensors and demo.png go (default: results)")
-    parser.add_argument("--steps", type=int, metavar="INT", help="fewer steps: a shorter demo")
+    parser.add_argument("--steps", type=int, metavar="INT", default=500,
+                        help="training steps (default: %(default)s, about five passes)")
     parser.add_argument("--plain", action="store_true", help="a plain line for a progress bar")
     # fmt: on
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     path = folder / "demo.safetensors"
 
     _heading("a next-word model, trained on Python's language reference")
-    given = {} if options.steps is None else {"steps": options.steps}
+    given = {"steps": options.steps}
     trainer = train.new_trainer(default_text(), path, given, plain=options.plain)
     train.begin(trainer, path)
     outcome = trainer.run()

@@ -2,12 +2,12 @@
 // first-order worst-case analysis, computed next to the reference with absolute values in place of
 // products.
 //
-//   M_i     = max_j (|scale| sum_d |q_id k_jd| + |bias_ij|)               the scores' magnitude
-//   kappa_i = 2u ((D + 8) M_i + Lk + 32)                relative error of the weights of row i
-//   omega   = kappa_i w_ij + tiny                       their absolute error, underflow included
-//   H_ij    = G_ij + sum_j w_ij G_ij + |dlse_i|,  G_ij = sum_d |dout_id v_jd|      size of dw -
-//   delta sigma   = (2 omega + (Dv + 4) u w_ij) H_ij                              error of the
-//   dscores
+//   M_i     = max_j (|scale| sum_d |q_id k_jd| + |bias_ij|)      magnitude of the scores
+//   kappa_i = 2u ((D + 8) M_i + Lk + 32)       relative error of the weights of row i
+//   omega   = kappa_i w_ij + tiny              their absolute error, underflow included
+//   G_ij    = sum_d |dout_id v_jd|             magnitude of dw
+//   H_ij    = G_ij + sum_j w_ij G_ij + |dlse_i|                  magnitude of dw - delta
+//   sigma   = (2 omega + (Dv + 4) u w_ij) H_ij                   error of the dscores
 //
 // D + 8: D rounded products of a score, then scale, bias, the change of base and the subtraction of
 // the maximum. Lk + 32: the sum of the weights, the exponential, the division. Every sum of n terms

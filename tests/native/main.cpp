@@ -8,8 +8,8 @@
 #include "tests.h"
 
 // A workspace that cannot be had is an error of the library, not of the sanitizer.
-extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
-extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" CATTN_API const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" CATTN_API const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
 
 namespace {
 

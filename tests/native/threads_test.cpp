@@ -12,11 +12,11 @@ namespace {
 
 std::vector<Case> cases() {
   Case few_heads;
-  few_heads.rows = 130;
+  few_heads.rows = 110;
   few_heads.keys = 900;
   few_heads.head_dim = few_heads.value_dim = 32;
   few_heads.causal = true;
-  few_heads.bias = Shape{130, 1};
+  few_heads.bias = Shape{110, 1};
   few_heads.dbias = few_heads.weights = few_heads.dlse = true;
 
   Case many_heads;
@@ -48,7 +48,7 @@ void test_same_bits(const Case& c) {
     const auto same = [&](const Run& run, const std::string& how) {
       check(same_bits(attention.compute(run), expected), isa + " " + c.text() + ": " + how);
     };
-    for (const int32_t threads : {1, 2, 3, 7}) {
+    for (const int32_t threads : {2, 5}) {
       same({.threads = threads}, "depends on the number of threads");
       same({.threads = threads, .executor = &thread_executor()}, "executor of threads");
       same({.threads = threads, .executor = &reverse_executor()}, "executor in reverse order");
