@@ -40,7 +40,8 @@ lse is multiplied by log2 e (3 u |lse| with the subtraction):
     g = γ(Dv + 1) |dO|·|v| + γ(Dv + 2) (|dO|·|out| + |dlse|) + |dO|·|out error|,
     |dS error| = ε <= P ((1 + ρ)(1 + 3 u)(|dP - Δ| + g) - |dP - Δ|) + η (1 + |dP - Δ|)
 
-and the sums of n terms that follow are each ``Σ error·|x| + γ(n + 5) Σ (value + error)·|x|``: for
+and the sums of n terms that follow are each ``Σ error·|x| + γ(n + 5) Σ (value + error)·|x| + n η``,
+times |scale|, plus ``η (1 + Σ (value + error)·|x|)`` for a scale or a product that underflows: for
 dV over P and dO, for dK over dS and q, for dQ over dS and k (n counts all that is summed, broadcast
 axes and grouped heads included; 5 for the scale), for dbias over dS alone, then rounded to bias's
 dtype.
@@ -150,13 +151,15 @@ def attention_backward_bound(
     group = x.q.shape[-3] // max(np.shape(_swap(k, layout))[-3] if k.ndim >= 3 else 1, 1)
     batch = int(np.prod(seen.shape[:-3]))
 
-    def summed(error, total, other, terms):
-        return error @ other + gamma(terms + 5, u) * (total @ other) + terms * tiny
+    def summed(error, total, other, terms, factor=1.0):
+        sums = total @ other
+        bound = factor * (error @ other + gamma(terms + 5, u) * sums + terms * tiny)
+        return bound + tiny * (1 + sums)  # the factor, or the product with it, may underflow
 
     queries, keys = seen.shape[-2:]
-    d_q = factor * summed(eps, value + eps, np.abs(x.k), batch * keys)
+    d_q = summed(eps, value + eps, np.abs(x.k), batch * keys, factor)
     terms = batch * group * queries
-    d_k = factor * summed(_transposed(eps), _transposed(value + eps), np.abs(x.q), terms)
+    d_k = summed(_transposed(eps), _transposed(value + eps), np.abs(x.q), terms, factor)
     p_eps = np.where(seen, p * rho + tiny, 0)
     d_v = summed(_transposed(p_eps), _transposed(p + p_eps), magnitude, terms)
 

@@ -1,5 +1,7 @@
 // Forward and backward against the reference: sizes that straddle every tile edge, with the options
 // drawn at random so that they meet each other.
+#include <iterator>
+
 #include "attention_case.h"
 #include "tests.h"
 
@@ -76,17 +78,19 @@ void draw_options(Random& random, Case& c) {
 void test_shapes() {
   constexpr Index kMostProducts = 300'000;  // of batch, heads, rows, keys and head size
   uint64_t seed = 0;
-  for (const Index rows : kRows) {
-    for (const Index keys : kKeys) {
-      for (const Index head_dim : kHeadSizes) {
+  for (size_t r = 0; r < std::size(kRows); ++r) {
+    for (size_t k = 0; k < std::size(kKeys); ++k) {
+      for (size_t d = 0; d < std::size(kHeadSizes); ++d) {
+        // Every other combination: any two of the sizes still meet.
+        if ((r + k + d) % 2 != 0) continue;
         Random random(++seed);
         Case c;
         c.seed = seed;
-        c.rows = rows;
-        c.keys = keys;
-        c.head_dim = head_dim;
+        c.rows = kRows[r];
+        c.keys = kKeys[k];
+        c.head_dim = kHeadSizes[d];
         c.value_dim = random.chance(0.5) ? head_dim : pick(random, kHeadSizes);
-        const Index one = rows * keys * std::max(c.head_dim, c.value_dim);
+        const Index one = c.rows * c.keys * std::max(c.head_dim, c.value_dim);
         if (one <= kMostProducts / 4) draw_batch(random, c);
         if (one * product(c.batch()) * c.heads_q > kMostProducts) c.heads_q = c.heads_kv = 1;
         draw_options(random, c);

@@ -315,8 +315,8 @@ template <class T>
 void test_set(const KernelSet& kernels, const std::string& name) {
   const Tiling& tiling = kernels.forward_tiling;
   std::vector<HeadCase> cases;
-  for (const Index rows : {Index{1}, Index{5}, Index{8}, tiling.query_block - 1,
-                           tiling.query_block, tiling.query_block + 1}) {
+  for (const Index rows : {Index{1}, Index{5}, Index{8}, tiling.query_block - 1, tiling.query_block,
+                           tiling.query_block + 1}) {
     for (const Index keys : {Index{1}, Index{17}, tiling.key_block - 1, tiling.key_block,
                              tiling.key_block + 1, 2 * tiling.key_block + 1}) {
       for (const Index size : {1, 17, 65}) {
