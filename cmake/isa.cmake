@@ -13,6 +13,8 @@ function(cattn_isa name architectures)
   target_compile_options(cattn_isa_${name} PRIVATE ${ARGN} -O3 -fno-math-errno -fno-trapping-math
     -fno-exceptions -fno-rtti -fno-stack-protector
     -Wno-maybe-uninitialized -Wno-uninitialized)  # GCC 12 warns about its own AVX-512 intrinsics
+  # Following every variable of an unrolled kernel takes the compiler minutes.
+  target_compile_options(cattn_isa_${name} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fno-var-tracking>)
   set_target_properties(cattn_isa_${name} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
   set(CATTN_ISAS ${CATTN_ISAS} ${name} PARENT_SCOPE)
 endfunction()

@@ -89,7 +89,7 @@ void test_shapes() {
         c.rows = kRows[r];
         c.keys = kKeys[k];
         c.head_dim = kHeadSizes[d];
-        c.value_dim = random.chance(0.5) ? head_dim : pick(random, kHeadSizes);
+        c.value_dim = random.chance(0.5) ? c.head_dim : pick(random, kHeadSizes);
         const Index one = c.rows * c.keys * std::max(c.head_dim, c.value_dim);
         if (one <= kMostProducts / 4) draw_batch(random, c);
         if (one * product(c.batch()) * c.heads_q > kMostProducts) c.heads_q = c.heads_kv = 1;
