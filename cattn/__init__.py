@@ -17,7 +17,11 @@ from cattn._config import (
     set_num_threads,
     show_config,
 )
+from cattn._dropout import dropout_mask
+from cattn._jvp import attention_jvp
+from cattn._rope import rope, rope_backward
 from cattn._types import AttentionGrads, AttentionResult
+from cattn._varlen import attention_varlen, attention_varlen_backward
 
 if TYPE_CHECKING:
     import cattn.lm as lm
@@ -29,12 +33,18 @@ __all__ = [
     "__version__",
     "attention",
     "attention_backward",
+    "attention_jvp",
+    "attention_varlen",
+    "attention_varlen_backward",
+    "dropout_mask",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
     "lm",
     "merge_attention",
     "reference",
+    "rope",
+    "rope_backward",
     "set_num_threads",
     "show_config",
 ]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cattn import _core
+from cattn._options import Layout, Window, wanted_gradients
 from cattn._types import Array, AttentionGrads, AttentionResult
 
-Layout = Literal["bhld", "blhd"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cattn._options import Options
 
 
 @overload
@@ -24,7 +28,14 @@ def attention(
     bias: ArrayLike | None = ...,
     causal: bool = ...,
     causal_offset: ArrayLike | None = ...,
+    window: Window | None = ...,
     scale: float | None = ...,
+    softcap: float | None = ...,
+    alibi_slopes: ArrayLike | None = ...,
+    sinks: ArrayLike | None = ...,
+    kv_lengths: ArrayLike | None = ...,
+    dropout: float = ...,
+    seed: int | None = ...,
     layout: Layout = ...,
     return_lse: Literal[False] = ...,
     return_weights: Literal[False] = ...,
@@ -41,7 +52,14 @@ def attention(
     bias: ArrayLike | None = ...,
     causal: bool = ...,
     causal_offset: ArrayLike | None = ...,
+    window: Window | None = ...,
     scale: float | None = ...,
+    softcap: float | None = ...,
+    alibi_slopes: ArrayLike | None = ...,
+    sinks: ArrayLike | None = ...,
+    kv_lengths: ArrayLike | None = ...,
+    dropout: float = ...,
+    seed: int | None = ...,
     layout: Layout = ...,
     return_lse: bool = ...,
     return_weights: bool = ...,
@@ -57,7 +75,14 @@ def attention(
     bias: ArrayLike | None = None,
     causal: bool = False,
     causal_offset: ArrayLike | None = None,
+    window: Window | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
     layout: Layout = "bhld",
     return_lse: bool = False,
     return_weights: bool = False,
@@ -67,12 +92,15 @@ def attention(
     r"""Scaled dot-product attention, exactly: ``softmax(scale * q @ k.T + bias) @ v``.
 
     One fused pass over blocks of scores; memory is O(L·D), nothing of the size of the scores is
-    kept (except `return_weights`).
+    kept (except `return_weights`). The options act in this order::
+
+        s = scale·(q·k) → softcap → + bias → ALiBi → mask → softmax with sinks → dropout → · v
 
     Parameters
     ----------
     q : array_like, shape (..., Hq, Lq, D)
-        Queries, float32 or float64. A two-dimensional (L, D) array is one head.
+        Queries: float32, float64, float16 or bfloat16 (of ``ml_dtypes``, or a tensor of another
+        library by DLPack). A two-dimensional (L, D) array is one head.
     k : array_like, shape (..., Hkv, Lk, D)
         Keys of the same dtype. ``Hq`` is a multiple of ``Hkv``: query head ``h`` reads key head
         ``h // (Hq // Hkv)``. Leading axes of q, k and v broadcast as in `numpy.matmul`.
@@ -85,15 +113,34 @@ def attention(
     causal : bool
         Query ``i`` sees key ``j`` only when ``j <= i + causal_offset``.
     causal_offset : int or array_like of int, optional
-        One number, or one per batch entry (broadcast to the leading axes). Default ``Lk - Lq``:
-        the last query sees the last key. 0 is the top-left alignment of PyTorch and JAX.
+        One number, or one per batch entry (broadcast to the leading axes). Default ``Lk - Lq``
+        (with `kv_lengths`, of each entry): the last query sees the last key. 0 is the top-left
+        alignment of PyTorch and JAX. `window` and `alibi_slopes` count from it too.
+    window : (left, right), optional
+        Query ``i`` sees keys from ``i + causal_offset - left`` to ``i + causal_offset + right``,
+        both included; None or -1 is unbounded.
     scale : float, optional
         Default ``1 / sqrt(D)``. 0 and negative numbers are allowed.
+    softcap : float, optional
+        ``c`` in ``c * tanh(s / c)``, which keeps scores within ``(-c, c)``.
+    alibi_slopes : array_like of float32 or q's dtype, shape (Hq,) or (..., Hq), optional
+        Subtracts ``slope * abs(i + causal_offset - j)`` from the scores.
+    sinks : array_like of float32 or q's dtype, shape (Hq,), optional
+        One more logit per head in the denominator of the softmax, with no value; counted in the
+        log-sum-exp.
+    kv_lengths : int or array_like of int, optional
+        Keys of each batch entry: those at and past it do not exist.
+    dropout : float
+        Probability with which each weight is dropped after the softmax; the others are divided
+        by ``1 - dropout``. See `dropout_mask`.
+    seed : int, optional
+        Of the dropout, ``0 <= seed < 2**64``: the same seed drops the same weights.
     layout : {"bhld", "blhd"}
         ``"blhd"`` takes and returns ``(..., L, H, D)``, without copies.
     return_lse, return_weights : bool
-        Also return the row log-sum-exp ``(..., Hq, Lq)`` (natural log of the softmax denominator)
-        or the probabilities ``(..., Hq, Lq, Lk)``.
+        Also return the row log-sum-exp ``(..., Hq, Lq)`` (natural log of the softmax denominator;
+        float64 for float64, else float32) or the probabilities ``(..., Hq, Lq, Lk)``, before
+        dropout.
     out : ndarray, optional
         Where the result goes: exactly its shape and dtype, last axis contiguous. It may overlap
         the inputs.
@@ -114,14 +161,16 @@ def attention(
 
     Notes
     -----
-    A masked position never contributes, whatever its key or value holds (NaN included). Arrays
-    are read in place for any strides as long as the last axis is contiguous, and copied once
-    otherwise. The result is the same to the last bit for any number of threads.
+    A masked position never contributes, whatever its key or value holds (NaN included). Half
+    types are computed in float32 and rounded once. Arrays are read in place for any strides as
+    long as the last axis is contiguous, and copied once otherwise. The result is the same to the
+    last bit for any number of threads.
 
     References
     ----------
     Vaswani et al., "Attention Is All You Need" (2017), equation 1. Milakov and Gimelshein,
-    "Online normalizer calculation for softmax" (2018). Dao et al., "FlashAttention" (2022).
+    "Online normalizer calculation for softmax" (2018). Dao et al., "FlashAttention" (2022). ALiBi:
+    Press et al. (2022). Soft-capping: Gemma 2 (2024). Sinks: Xiao et al. (2024).
 
     Examples
     --------
@@ -139,10 +188,23 @@ def attention(
     array([[20.  ],
            [10.02]])
     """
-    result, lse, weights = _core.attention(
-        q, k, v, mask, bias, causal, causal_offset, scale, layout,
-        return_lse, return_weights, out, num_threads,
-    )  # fmt: skip
+    options: Options = {
+        "mask": mask,
+        "bias": bias,
+        "causal": causal,
+        "causal_offset": causal_offset,
+        "window": window,
+        "scale": scale,
+        "softcap": softcap,
+        "alibi_slopes": alibi_slopes,
+        "sinks": sinks,
+        "kv_lengths": kv_lengths,
+        "dropout": dropout,
+        "seed": seed,
+        "layout": layout,
+        "num_threads": num_threads,
+    }
+    result, lse, weights = _core.attention(q, k, v, None, options, return_lse, return_weights, out)
     if return_lse or return_weights:
         return AttentionResult(result, lse, weights)
     return result
@@ -158,20 +220,16 @@ def attention_backward(
     *,
     dlse: ArrayLike | None = None,
     grads: Sequence[str] = ("q", "k", "v"),
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    causal: bool = False,
-    causal_offset: ArrayLike | None = None,
-    scale: float | None = None,
-    layout: Layout = "bhld",
-    num_threads: int | None = None,
+    **options: Unpack[Options],
 ) -> AttentionGrads:
     r"""Gradients of a scalar through `attention`, from its gradient with respect to the output.
 
     With ``P`` the attention weights: ``dV = P.T @ dO``, ``dP = dO @ V.T``,
     ``dS = P * (dP - rowsum(dO * O) + dlse)``, ``dQ = scale * dS @ K``, ``dK = scale * dS.T @ Q``,
     ``dbias = dS`` summed over what was broadcast. ``P`` is computed again block by block from
-    `lse`, so memory is O(L·D).
+    `lse`, so memory is O(L·D). Dropout drops ``P`` in ``dV`` and ``dP`` in ``dS``; a softcap
+    multiplies ``dS`` by ``1 - tanh²`` on the way to ``dQ`` and ``dK``; the gradient of a sink is
+    ``-sum(e^(sink - lse) * (rowsum(dO * O) - dlse))``.
 
     Parameters
     ----------
@@ -183,10 +241,10 @@ def attention_backward(
         What ``attention(..., return_lse=True)`` returned.
     dlse : array_like, shape (..., Hq, Lq), optional
         Gradient with respect to `lse`, where it was used.
-    grads : sequence of {"q", "k", "v", "bias"}
+    grads : sequence of {"q", "k", "v", "bias", "sinks"}
         Which gradients to compute; the others are None.
-    mask, bias, causal, causal_offset, scale, layout, num_threads
-        As given to `attention`.
+    **options
+        As given to `attention`, `seed` included.
 
     Returns
     -------
@@ -196,7 +254,7 @@ def attention_backward(
     Raises
     ------
     ValueError, TypeError
-        As `attention`; also an unknown word in `grads`, or ``"bias"`` without a bias.
+        As `attention`; also an unknown word in `grads`, or one whose input is not given.
 
     References
     ----------
@@ -215,27 +273,17 @@ def attention_backward(
     >>> bool(np.isclose((dout * change).sum(), dq[2, 1]))
     True
     """
-    wanted = {"q": False, "k": False, "v": False, "bias": False}
-    if not isinstance(grads, Iterable):
-        raise TypeError(f"grads: is {grads!r}, expected words out of {list(wanted)}")
-    for word in [grads] if isinstance(grads, str) else grads:
-        if not isinstance(word, str) or word not in wanted:
-            raise ValueError(f"grads: contains {word!r}, expected some of {list(wanted)}")
-        wanted[word] = True
-    dq, dk, dv, dbias = _core.attention_backward(
-        dout, q, k, v, out, lse, dlse,
-        wanted["q"], wanted["k"], wanted["v"], wanted["bias"],
-        mask, bias, causal, causal_offset, scale, layout, num_threads,
-    )  # fmt: skip
-    return AttentionGrads(
-        _sum_to_shape(dq, q), _sum_to_shape(dk, k), _sum_to_shape(dv, v), dbias, None
+    gradients = _core.attention_backward(
+        dout, q, k, v, out, lse, dlse, None, wanted_gradients(grads), options
     )
+    for name, of in (("q", q), ("k", k), ("v", v)):
+        if name in gradients:
+            gradients[name] = _sum_to_input(gradients[name], of)
+    return AttentionGrads(*map(gradients.get, ("q", "k", "v", "bias", "sinks")))
 
 
-def _sum_to_shape(gradient: Array | None, of: ArrayLike) -> Array | None:
+def _sum_to_input(gradient: Array, of: ArrayLike) -> Array:
     """Sum a gradient over the leading axes along which its input was broadcast."""
-    if gradient is None:
-        return None
     shape = np.shape(of)
     if gradient.shape == shape:
         return gradient
@@ -246,7 +294,9 @@ def _sum_to_shape(gradient: Array | None, of: ArrayLike) -> Array | None:
         if axis < extra or (shape[axis - extra] == 1 and gradient.shape[axis] != 1)
     )
     summed: Array = gradient.sum(axis=axes).reshape(shape)
-    return summed
+    # Half types come here in float32 and are rounded once.
+    own = getattr(of, "dtype", summed.dtype)
+    return summed.astype(own) if isinstance(own, np.dtype) and own.itemsize == 2 else summed
 
 
 def merge_attention(
@@ -266,13 +316,14 @@ def merge_attention(
     Returns
     -------
     (out, lse) : ndarrays of the shapes and dtypes of the inputs
+        Half types are joined in float32 and rounded once.
 
     Raises
     ------
     ValueError
         Shapes that do not fit each other.
     TypeError
-        A dtype other than float32 or float64.
+        A dtype that is not a floating-point one of `attention`.
 
     References
     ----------
@@ -289,7 +340,8 @@ def merge_attention(
     True
     """
     arrays = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
-    oa, la, ob, lb = (_floating(name, array) for name, array in arrays.items())
+    given = [_floating(name, array) for name, array in arrays.items()]
+    oa, la, ob, lb = (a.astype(np.float32) if a.dtype.itemsize == 2 else a for a in given)
     if ob.shape != oa.shape:
         raise ValueError(f"out_b: shape {ob.shape}, expected out_a's {oa.shape}")
     for name, lse in (("lse_a", la), ("lse_b", lb)):
@@ -299,11 +351,12 @@ def merge_attention(
     # -inf - -inf is nan: a row without keys on either side keeps weights 0.
     anchor = np.where(np.isneginf(merged), 0, merged)
     weight_a, weight_b = np.exp(la - anchor), np.exp(lb - anchor)
-    return weight_a[..., None] * oa + weight_b[..., None] * ob, merged
+    joined: Array = weight_a[..., None] * oa + weight_b[..., None] * ob
+    return joined.astype(given[0].dtype, copy=False), merged
 
 
 def _floating(name: str, array: ArrayLike) -> Array:
     a = np.asarray(array)
-    if a.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name}: dtype {a.dtype}, expected float32 or float64")
+    if a.dtype.name not in ("float32", "float64", "float16", "bfloat16"):
+        raise TypeError(f"{name}: dtype {a.dtype}, expected float32, float64, float16 or bfloat16")
     return a

@@ -1,21 +1,21 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from numpy.typing import ArrayLike
 
 from cattn._types import Array
+
+_Starts = tuple[ArrayLike, ArrayLike] | None
 
 def attention(
     q: ArrayLike,
     k: ArrayLike,
     v: ArrayLike,
-    mask: ArrayLike | None,
-    bias: ArrayLike | None,
-    causal: bool,
-    causal_offset: ArrayLike | None,
-    scale: float | None,
-    layout: str,
+    cu_seqlens: _Starts,
+    options: Mapping[str, Any],
     return_lse: bool,
     return_weights: bool,
     out: Array | None,
-    num_threads: int | None,
     /,
 ) -> tuple[Array, Array | None, Array | None]: ...
 def attention_backward(
@@ -26,19 +26,33 @@ def attention_backward(
     out: ArrayLike,
     lse: ArrayLike,
     dlse: ArrayLike | None,
-    want_q: bool,
-    want_k: bool,
-    want_v: bool,
-    want_bias: bool,
-    mask: ArrayLike | None,
-    bias: ArrayLike | None,
-    causal: bool,
-    causal_offset: ArrayLike | None,
-    scale: float | None,
+    cu_seqlens: _Starts,
+    grads: set[str],
+    options: Mapping[str, Any],
+    /,
+) -> dict[str, Array]: ...
+def attention_jvp(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    dq: ArrayLike,
+    dk: ArrayLike,
+    dv: ArrayLike,
+    cu_seqlens: _Starts,
+    options: Mapping[str, Any],
+    /,
+) -> tuple[Array, Array]: ...
+def dropout_mask(shape: Sequence[int], dropout: float, seed: int | None, /) -> Array: ...
+def rope(
+    x: ArrayLike,
+    cos: Array,
+    sin: Array,
+    interleaved: bool,
+    inverse: bool,
     layout: str,
     num_threads: int | None,
     /,
-) -> tuple[Array | None, Array | None, Array | None, Array | None]: ...
+) -> Array: ...
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def version() -> str: ...

@@ -39,7 +39,9 @@ typedef enum cattn_dtype {
   CATTN_FLOAT32 = 1,
   CATTN_FLOAT64 = 2,
   CATTN_BOOL = 3, /* one byte, zero or not */
-  CATTN_INT64 = 4
+  CATTN_INT64 = 4,
+  CATTN_FLOAT16 = 5, /* the half types are computed in float32 and rounded once */
+  CATTN_BFLOAT16 = 6
 } cattn_dtype;
 
 /* A strided array. data == NULL means "not given". Strides count elements, may be zero or
@@ -62,34 +64,58 @@ typedef struct cattn_executor {
 } cattn_executor;
 
 enum {
-  CATTN_CAUSAL = 1u << 0,    /* key j is seen by query i when j <= i + causal_offset */
-  CATTN_HAS_SCALE = 1u << 1, /* use `scale`, not the default 1/sqrt(D) */
-  CATTN_BLHD = 1u << 2       /* q, k, v, out, dout, dq, dk, dv are (..., L, H, D) */
+  CATTN_CAUSAL = 1u << 0,     /* key j is seen by query i when j <= i + causal_offset */
+  CATTN_HAS_SCALE = 1u << 1,  /* use `scale`, not the default 1/sqrt(D) */
+  CATTN_BLHD = 1u << 2,       /* q, k, v, out, dout, dq, dk, dv are (..., L, H, D) */
+  CATTN_HAS_SOFTCAP = 1u << 3 /* use `softcap` */
 };
 
+/* Order: s = scale (q . k), softcap tanh(s / softcap) softcap, + bias, - slope |i + offset - j|,
+ * mask, softmax with the sink in its denominator, dropout, . v
+ *
+ * Packed sequences: with cu_seqlens_q and cu_seqlens_k, q is (total_q, Hq, D), k and v
+ * (total_k, Hkv, ...), out and the gradients likewise, lse (Hq, total_q), and row n of either array
+ * to row n + 1 is sequence n. Positions, offsets and dropout count within a sequence; mask, bias
+ * and weights are indexed by absolute rows. */
 typedef struct cattn_attention {
   uint32_t struct_size; /* sizeof(cattn_attention), set by cattn_attention_init */
   uint32_t flags;
   double scale;
+  double softcap;
+  double dropout; /* probability, 0: none */
+  uint64_t seed;  /* of the dropout */
+  /* Keys from i + offset - window_left to i + offset + window_right are seen; -1 is unbounded. */
+  int64_t window_left, window_right;
   int32_t num_threads;            /* 0: the default of cattn_set_num_threads */
   const cattn_executor* executor; /* NULL: the library's own threads */
 
   cattn_array q, k, v;
   cattn_array mask;          /* bool, nonzero = may attend */
   cattn_array bias;          /* float32 or q's dtype, added to the scores */
-  cattn_array causal_offset; /* int64, broadcast over the leading axes; absent: Lk - Lq */
+  cattn_array causal_offset; /* int64, broadcast over the leading axes (one per sequence); absent:
+                                keys - queries. Of causal, window and alibi_slopes alike. */
+  cattn_array alibi_slopes;  /* (Hq) or (leading axes or sequences, Hq), float32 or q's dtype */
+  cattn_array sinks;         /* (Hq), float32 or q's dtype: a logit in the denominator only */
+  cattn_array kv_lengths;    /* int64, over the leading axes: keys from there on do not exist */
+  cattn_array cu_seqlens_q, cu_seqlens_k; /* int64: packed sequences, see above */
 
   cattn_array out;     /* forward: written; backward: read */
-  cattn_array lse;     /* natural-log row log-sum-exp; forward: written if given; backward: read */
-  cattn_array weights; /* forward: written if given */
+  cattn_array lse;     /* natural-log row log-sum-exp; forward: written if given; backward: read.
+                          float64 for float64, else float32 */
+  cattn_array weights; /* forward: written if given; before dropout */
 
   cattn_array dout;       /* backward: read */
   cattn_array dlse;       /* backward: read if given */
-  cattn_array dq, dk, dv; /* backward: each written if given, full broadcast shape */
-  cattn_array dbias;      /* backward: written if given, bias's own shape */
+  cattn_array dq, dk, dv; /* backward: each written if given, full broadcast shape; of q's dtype,
+                             or float32 for half types (to be summed further) */
+  cattn_array dbias;      /* backward: written if given, bias's own shape and dtype */
+  cattn_array dsinks;     /* backward: written if given, sinks' shape and dtype */
+
+  cattn_array q_tangent, k_tangent, v_tangent; /* forward mode: read, like q, k and v */
+  cattn_array out_tangent;                     /* forward mode: written, like out */
 } cattn_attention;
 
-/* Zeroes the struct and sets struct_size. */
+/* Sets struct_size and every option to "not given". */
 CATTN_API void cattn_attention_init(cattn_attention* problem);
 
 /* Checks the inputs and options, and sets dtype, ndim and shape of what the outputs will be; any of
@@ -102,6 +128,29 @@ CATTN_API cattn_status cattn_attention_forward(const cattn_attention* problem);
 
 /* dq, dk, dv, dbias from dout, dlse and what the forward call returned. */
 CATTN_API cattn_status cattn_attention_backward(const cattn_attention* problem);
+
+/* out and out_tangent: how out moves when q, k and v move by their tangents. */
+CATTN_API cattn_status cattn_attention_jvp(const cattn_attention* problem);
+
+/* Which weights dropout keeps: mask (bool, written) is (..., Hq, Lq, Lk), contiguous. */
+CATTN_API cattn_status cattn_dropout_mask(double dropout, uint64_t seed, const cattn_array* mask);
+
+/* Rotary position embedding. */
+typedef struct cattn_rope {
+  uint32_t struct_size; /* sizeof(cattn_rope), set by cattn_rope_init */
+  uint32_t flags;       /* CATTN_BLHD */
+  int32_t interleaved;  /* pairs are (2t, 2t + 1), else (t, t + pairs) */
+  int32_t inverse;      /* turn the other way: the backward */
+  int32_t num_threads;
+  const cattn_executor* executor;
+  cattn_array x;   /* (..., H, L, D) or (L, D) */
+  cattn_array cos; /* (..., L, pairs) without heads, leading axes broadcast: float64 for float64, */
+  cattn_array sin; /* else float32; the first 2 * pairs features are turned */
+  cattn_array out; /* like x; may be x */
+} cattn_rope;
+
+CATTN_API void cattn_rope_init(cattn_rope* problem);
+CATTN_API cattn_status cattn_rope_apply(const cattn_rope* problem);
 
 /* What was wrong with this thread's last call that did not return CATTN_OK. */
 CATTN_API const char* cattn_error_message(void);

@@ -4,17 +4,26 @@
 #include <string>
 #include <vector>
 
+#include "bindings/dlpack.h"
+
 namespace cattn::python {
 namespace {
 
+// ml_dtypes' bfloat16, which NumPy knows by name only.
+bool is_bfloat16(const py::dtype& dtype) {
+  return dtype.kind() == 'V' && dtype.itemsize() == 2 &&
+         py::str(dtype.attr("name")).cast<std::string>() == "bfloat16";
+}
+
 int32_t dtype_code(const py::array& a, Kind kind) {
-  const char type = a.dtype().kind();
-  const auto size = a.itemsize();
+  const py::dtype dtype = a.dtype();
+  const char type = dtype.kind();
   switch (kind) {
     case Kind::floating:
-      if (type == 'f' && size == 4) return CATTN_FLOAT32;
-      if (type == 'f' && size == 8) return CATTN_FLOAT64;
-      return 0;
+      if (type == 'f' && dtype.itemsize() == 4) return CATTN_FLOAT32;
+      if (type == 'f' && dtype.itemsize() == 8) return CATTN_FLOAT64;
+      if (type == 'f' && dtype.itemsize() == 2) return CATTN_FLOAT16;
+      return is_bfloat16(dtype) ? CATTN_BFLOAT16 : 0;
     case Kind::boolean: return type == 'b' ? CATTN_BOOL : 0;
     case Kind::integer: return type == 'i' || type == 'u' ? CATTN_INT64 : 0;
   }
@@ -23,7 +32,7 @@ int32_t dtype_code(const py::array& a, Kind kind) {
 
 const char* expected(Kind kind) {
   switch (kind) {
-    case Kind::floating: return "float32 or float64";
+    case Kind::floating: return "float32, float64, float16 or bfloat16";
     case Kind::boolean: return "bool (True = may attend)";
     case Kind::integer: return "an integer";
   }
@@ -70,7 +79,21 @@ std::vector<py::ssize_t> shape_of(const cattn_array& description) {
 }
 
 py::dtype dtype_of(int32_t code) {
-  return code == CATTN_FLOAT64 ? py::dtype::of<double>() : py::dtype::of<float>();
+  switch (code) {
+    case CATTN_FLOAT64: return py::dtype::of<double>();
+    case CATTN_FLOAT16: return py::dtype("float16");
+    case CATTN_BOOL: return py::dtype::of<bool>();
+    case CATTN_BFLOAT16: break;
+    default: return py::dtype::of<float>();
+  }
+  try {
+    const py::object type = py::module_::import("ml_dtypes").attr("bfloat16");
+    return py::reinterpret_borrow<py::dtype>(py::module_::import("numpy").attr("dtype")(type));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_ImportError)) throw;
+    py::raise_from(error, PyExc_ImportError, "a bfloat16 result needs the package ml_dtypes");
+    throw py::error_already_set();
+  }
 }
 
 }  // namespace
@@ -97,8 +120,13 @@ uint32_t parse_layout(const py::object& word) {
 Argument input(const char* name, const py::object& object, Kind kind) {
   Argument argument;
   if (object.is_none()) return argument;
+  int32_t dtype = 0;
   if (py::isinstance<py::array>(object)) {
     argument.array = py::reinterpret_borrow<py::array>(object);
+  } else if (has_dlpack(object)) {
+    DlpackArray foreign = from_dlpack(name, object);
+    argument.array = std::move(foreign.array);
+    if (foreign.bfloat16 && kind == Kind::floating) dtype = CATTN_BFLOAT16;
   } else {
     argument.array = py::array::ensure(object);
     if (!argument.array) {
@@ -106,7 +134,7 @@ Argument input(const char* name, const py::object& object, Kind kind) {
       throw py::type_error(std::string(name) + ": is not an array");
     }
   }
-  const int32_t dtype = dtype_code(argument.array, kind);
+  if (dtype == 0) dtype = dtype_code(argument.array, kind);
   if (dtype == 0) {
     throw py::type_error(std::string(name) + ": dtype " +
                          py::str(argument.array.dtype()).cast<std::string>() + ", expected " +

@@ -2,79 +2,31 @@
 
 #include <string>
 
+#include "bindings/options.h"
+
 namespace cattn::python {
 namespace {
 
-int32_t parse_num_threads(const py::object& object) {
-  if (object.is_none()) return 0;
-  if (!PyIndex_Check(object.ptr()) || PyBool_Check(object.ptr())) {
-    throw py::type_error("num_threads: is " + py::repr(object).cast<std::string>() +
-                         ", expected an integer");
+// Runs a call of the C interface without the GIL and raises what it reports.
+template <class F>
+void without_gil(F call) {
+  cattn_status status;
+  {
+    const py::gil_scoped_release release;
+    status = call();
   }
-  const py::int_ number = py::reinterpret_steal<py::int_>(PyNumber_Index(object.ptr()));
-  if (!number) throw py::error_already_set();
-  int overflow = 0;
-  const long long n = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-  if (overflow != 0 || n < 1 || n > 4096) {
-    throw py::value_error("num_threads: is " + py::repr(object).cast<std::string>() +
-                          ", expected 1 to 4096");
-  }
-  return static_cast<int32_t>(n);
+  raise_on_error(status);
 }
 
-// The inputs and options that both directions share. Holds the arrays that the problem points to.
-struct Inputs {
-  Inputs(const py::object& q_object, const py::object& k_object, const py::object& v_object,
-         const py::object& mask_object, const py::object& bias_object, const py::object& causal,
-         const py::object& offset_object, const py::object& scale, const py::object& layout,
-         const py::object& num_threads)
-      : q(required("q", q_object)),
-        k(required("k", k_object)),
-        v(required("v", v_object)),
-        mask(input("mask", mask_object, Kind::boolean)),
-        bias(input("bias", bias_object, Kind::floating)),
-        causal_offset(input("causal_offset", offset_object, Kind::integer)) {
-    cattn_attention_init(&problem);
-    problem.q = q.description;
-    problem.k = k.description;
-    problem.v = v.description;
-    problem.mask = mask.description;
-    problem.bias = bias.description;
-    problem.causal_offset = causal_offset.description;
-    if (parse_bool("causal", causal)) problem.flags |= CATTN_CAUSAL;
-    problem.flags |= parse_layout(layout);
-    if (!scale.is_none()) {
-      const double value = PyFloat_AsDouble(scale.ptr());
-      if (value == -1.0 && PyErr_Occurred()) {
-        PyErr_Clear();
-        throw py::type_error("scale: is " + py::repr(scale).cast<std::string>() +
-                             ", expected a number");
-      }
-      problem.flags |= CATTN_HAS_SCALE;
-      problem.scale = value;
-    }
-    problem.num_threads = parse_num_threads(num_threads);
-  }
-
-  static Argument required(const char* name, const py::object& object) {
-    Argument argument = input(name, object, Kind::floating);
-    if (!argument) throw py::type_error(std::string(name) + ": is None, expected an array");
-    return argument;
-  }
-
-  Argument q, k, v, mask, bias, causal_offset;
-  cattn_attention problem;
-};
+py::object or_none(const Argument& a) { return a ? py::object(a.array) : py::none(); }
 
 }  // namespace
 
 py::tuple attention(const py::object& q, const py::object& k, const py::object& v,
-                    const py::object& mask, const py::object& bias, const py::object& causal,
-                    const py::object& causal_offset, const py::object& scale,
-                    const py::object& layout, const py::object& return_lse,
-                    const py::object& return_weights, const py::object& out,
-                    const py::object& num_threads) {
-  Inputs inputs(q, k, v, mask, bias, causal, causal_offset, scale, layout, num_threads);
+                    const py::object& cu_seqlens, const py::dict& options,
+                    const py::object& return_lse, const py::object& return_weights,
+                    const py::object& out) {
+  Inputs inputs(q, k, v, cu_seqlens, options);
   cattn_attention& problem = inputs.problem;
   cattn_array out_shape{}, lse_shape{}, weights_shape{};
   raise_on_error(cattn_attention_shapes(&problem, &out_shape, &lse_shape, &weights_shape));
@@ -84,8 +36,9 @@ py::tuple attention(const py::object& q, const py::object& k, const py::object& 
     result = target = new_output(out_shape);
   } else {
     result = target = given_output("out", out, out_shape);
-    for (const Argument* a :
-         {&inputs.q, &inputs.k, &inputs.v, &inputs.mask, &inputs.bias, &inputs.causal_offset}) {
+    for (const Argument* a : {&inputs.q, &inputs.k, &inputs.v, &inputs.mask, &inputs.bias,
+                              &inputs.causal_offset, &inputs.alibi_slopes, &inputs.sinks,
+                              &inputs.kv_lengths, &inputs.cu_seqlens_q, &inputs.cu_seqlens_k}) {
       if (*a && may_overlap(result.array, a->array)) {
         target = new_output(out_shape);
         break;
@@ -97,34 +50,22 @@ py::tuple attention(const py::object& q, const py::object& k, const py::object& 
   problem.out = target.description;
   problem.lse = lse.description;
   problem.weights = weights.description;
-
-  cattn_status status;
-  {
-    const py::gil_scoped_release release;
-    status = cattn_attention_forward(&problem);
-  }
-  raise_on_error(status);
+  without_gil([&] { return cattn_attention_forward(&problem); });
   if (!target.array.is(result.array)) result.array[py::ellipsis()] = target.array;
-  const auto or_none = [](const Argument& a) -> py::object {
-    return a ? py::object(a.array) : py::none();
-  };
   return py::make_tuple(result.array, or_none(lse), or_none(weights));
 }
 
-py::tuple attention_backward(const py::object& dout, const py::object& q, const py::object& k,
-                             const py::object& v, const py::object& out, const py::object& lse,
-                             const py::object& dlse, bool want_q, bool want_k, bool want_v,
-                             bool want_bias, const py::object& mask, const py::object& bias,
-                             const py::object& causal, const py::object& causal_offset,
-                             const py::object& scale, const py::object& layout,
-                             const py::object& num_threads) {
-  Inputs inputs(q, k, v, mask, bias, causal, causal_offset, scale, layout, num_threads);
+py::dict attention_backward(const py::object& dout, const py::object& q, const py::object& k,
+                            const py::object& v, const py::object& out, const py::object& lse,
+                            const py::object& dlse, const py::object& cu_seqlens,
+                            const py::set& grads, const py::dict& options) {
+  Inputs inputs(q, k, v, cu_seqlens, options);
   cattn_attention& problem = inputs.problem;
   cattn_array out_shape{};
   raise_on_error(cattn_attention_shapes(&problem, &out_shape, nullptr, nullptr));
 
-  const Argument dout_argument = inputs.required("dout", dout);
-  const Argument out_argument = inputs.required("out", out);
+  const Argument dout_argument = required("dout", dout);
+  const Argument out_argument = required("out", out);
   const Argument lse_argument = input("lse", lse, Kind::floating);
   const Argument dlse_argument = input("dlse", dlse, Kind::floating);
   problem.dout = dout_argument.description;
@@ -133,8 +74,9 @@ py::tuple attention_backward(const py::object& dout, const py::object& q, const 
   problem.dlse = dlse_argument.description;
 
   // The shape of a gradient before sums over broadcast axes: out's leading axes, then its input's.
-  const auto gradient = [&](bool wanted, const Argument& of) {
-    if (!wanted) return Argument{};
+  py::dict results;
+  const auto gradient = [&](const char* name, const Argument& of, cattn_array& to) {
+    if (!grads.contains(name)) return;
     cattn_array shape = out_shape;
     const cattn_array& own = of.description;
     // One head has no head axis: in (..., L, H, D) that is the axis before the last.
@@ -143,32 +85,88 @@ py::tuple attention_backward(const py::object& dout, const py::object& q, const 
       const int from_end = blhd_without_heads && shape.ndim > 2 && i > 1 ? 5 - i : i;
       shape.shape[shape.ndim - from_end] = i <= own.ndim ? own.shape[own.ndim - i] : 1;
     }
-    return new_output(shape);
+    bool same = shape.ndim == own.ndim;
+    for (int i = 0; same && i < own.ndim; ++i) same = shape.shape[i] == own.shape[i];
+    const bool half = shape.dtype == CATTN_FLOAT16 || shape.dtype == CATTN_BFLOAT16;
+    if (half && !same) shape.dtype = CATTN_FLOAT32;
+    const Argument result = new_output(shape);
+    to = result.description;
+    results[name] = result.array;
   };
-  const Argument dq = gradient(want_q, inputs.q);
-  const Argument dk = gradient(want_k, inputs.k);
-  const Argument dv = gradient(want_v, inputs.v);
-  Argument dbias;
-  if (want_bias) {
-    if (!inputs.bias) throw py::value_error("grads: contains 'bias', but there is no bias");
-    cattn_array shape = inputs.bias.description;
-    dbias = new_output(shape);
-  }
-  problem.dq = dq.description;
-  problem.dk = dk.description;
-  problem.dv = dv.description;
-  problem.dbias = dbias.description;
+  gradient("q", inputs.q, problem.dq);
+  gradient("k", inputs.k, problem.dk);
+  gradient("v", inputs.v, problem.dv);
+  const auto parameter = [&](const char* name, const char* missing, const Argument& of,
+                             cattn_array& to) {
+    if (!grads.contains(name)) return;
+    if (!of) throw py::value_error(missing);
+    const Argument result = new_output(of.description);
+    to = result.description;
+    results[name] = result.array;
+  };
+  parameter("bias", "grads: contains 'bias', but there is no bias", inputs.bias, problem.dbias);
+  parameter("sinks", "grads: contains 'sinks', but there are no sinks", inputs.sinks,
+            problem.dsinks);
+  without_gil([&] { return cattn_attention_backward(&problem); });
+  return results;
+}
 
-  cattn_status status;
-  {
-    const py::gil_scoped_release release;
-    status = cattn_attention_backward(&problem);
+py::tuple attention_jvp(const py::object& q, const py::object& k, const py::object& v,
+                        const py::object& dq, const py::object& dk, const py::object& dv,
+                        const py::object& cu_seqlens, const py::dict& options) {
+  Inputs inputs(q, k, v, cu_seqlens, options);
+  cattn_attention& problem = inputs.problem;
+  cattn_array out_shape{};
+  raise_on_error(cattn_attention_shapes(&problem, &out_shape, nullptr, nullptr));
+  const Argument q_tangent = required("dq", dq), k_tangent = required("dk", dk),
+                 v_tangent = required("dv", dv);
+  const Argument out = new_output(out_shape), out_tangent = new_output(out_shape);
+  problem.q_tangent = q_tangent.description;
+  problem.k_tangent = k_tangent.description;
+  problem.v_tangent = v_tangent.description;
+  problem.out = out.description;
+  problem.out_tangent = out_tangent.description;
+  without_gil([&] { return cattn_attention_jvp(&problem); });
+  return py::make_tuple(out.array, out_tangent.array);
+}
+
+py::array dropout_mask(const std::vector<int64_t>& shape, const py::object& dropout,
+                       const py::object& seed) {
+  cattn_array description{};
+  description.dtype = CATTN_BOOL;
+  description.ndim = static_cast<int32_t>(shape.size());
+  if (shape.size() < 2 || shape.size() > CATTN_MAX_NDIM) {
+    throw py::value_error("shape: has " + std::to_string(shape.size()) +
+                          " axes, expected (..., Hq, Lq, Lk)");
   }
-  raise_on_error(status);
-  const auto or_none = [](const Argument& a) -> py::object {
-    return a ? py::object(a.array) : py::none();
-  };
-  return py::make_tuple(or_none(dq), or_none(dk), or_none(dv), or_none(dbias));
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] < 0) throw py::value_error("shape: has a negative axis");
+    description.shape[i] = shape[i];
+  }
+  const Argument mask = new_output(description);
+  const double probability = parse_number("dropout", dropout);
+  const uint64_t number = probability == 0 && seed.is_none() ? 0 : parse_seed(seed);
+  without_gil([&] { return cattn_dropout_mask(probability, number, &mask.description); });
+  return mask.array;
+}
+
+py::array rope(const py::object& x, const py::object& cos, const py::object& sin, bool interleaved,
+               bool inverse, const py::object& layout, const py::object& num_threads) {
+  const Argument x_argument = required("x", x);
+  const Argument cos_argument = required("cos", cos), sin_argument = required("sin", sin);
+  const Argument out = new_output(x_argument.description);
+  cattn_rope problem;
+  cattn_rope_init(&problem);
+  problem.flags = parse_layout(layout);
+  problem.interleaved = interleaved;
+  problem.inverse = inverse;
+  problem.num_threads = parse_num_threads(num_threads);
+  problem.x = x_argument.description;
+  problem.cos = cos_argument.description;
+  problem.sin = sin_argument.description;
+  problem.out = out.description;
+  without_gil([&] { return cattn_rope_apply(&problem); });
+  return out.array;
 }
 
 }  // namespace cattn::python

@@ -1,5 +1,6 @@
 // Registers the functions; see attention.cpp for what they do.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 
@@ -14,6 +15,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "The compiled core; use the functions of the package instead.";
   m.def("attention", &attention);
   m.def("attention_backward", &attention_backward);
+  m.def("attention_jvp", &attention_jvp);
+  m.def("dropout_mask", &dropout_mask);
+  m.def("rope", &rope);
 
   m.def("set_num_threads", [](int32_t n) { raise_on_error(cattn_set_num_threads(n)); });
   m.def("get_num_threads", &cattn_get_num_threads);

@@ -5,9 +5,11 @@
 #include "cattn.h"
 #include "core/attention.h"
 #include "core/dispatch.h"
+#include "core/dropout.h"
 #include "core/error.h"
 #include "core/parallel.h"
 #include "core/problem.h"
+#include "core/rope.h"
 
 namespace {
 
@@ -30,10 +32,21 @@ cattn_status guarded(F f) {
   }
 }
 
-void check_version(const cattn_attention* problem) {
-  if (!problem || problem->struct_size != sizeof(cattn_attention)) {
-    cattn::value_error("the problem was not set up by this version's cattn_attention_init");
+template <class P>
+void check_version(const P* problem, const char* init) {
+  if (!problem || problem->struct_size != sizeof(P)) {
+    cattn::value_error(std::string("the problem was not set up by this version's ") + init);
   }
+}
+
+// Runs a loop nest on a checked problem.
+cattn_status run(const cattn_attention* problem, cattn::Direction direction,
+                 void (*nest)(const cattn::Problem&, const cattn::KernelSet&)) {
+  return guarded([&] {
+    check_version(problem, "cattn_attention_init");
+    const cattn::Problem checked(*problem, direction);
+    nest(checked, cattn::kernel_set(cattn::kernel_table(), checked.dtype));
+  });
 }
 
 }  // namespace
@@ -43,29 +56,44 @@ extern "C" {
 void cattn_attention_init(cattn_attention* problem) {
   std::memset(problem, 0, sizeof(*problem));
   problem->struct_size = sizeof(*problem);
+  problem->window_left = problem->window_right = -1;
 }
 
 cattn_status cattn_attention_shapes(const cattn_attention* problem, cattn_array* out,
                                     cattn_array* lse, cattn_array* weights) {
   return guarded([&] {
-    check_version(problem);
+    check_version(problem, "cattn_attention_init");
     cattn::Problem(*problem, cattn::Direction::inputs_only).describe_outputs(out, lse, weights);
   });
 }
 
 cattn_status cattn_attention_forward(const cattn_attention* problem) {
-  return guarded([&] {
-    check_version(problem);
-    const cattn::Problem checked(*problem, cattn::Direction::forward);
-    cattn::attention_forward(checked, cattn::kernel_set(cattn::kernel_table(), checked.dtype));
-  });
+  return run(problem, cattn::Direction::forward, cattn::attention_forward);
 }
 
 cattn_status cattn_attention_backward(const cattn_attention* problem) {
+  return run(problem, cattn::Direction::backward, cattn::attention_backward);
+}
+
+cattn_status cattn_attention_jvp(const cattn_attention* problem) {
+  return run(problem, cattn::Direction::tangent, cattn::attention_jvp);
+}
+
+cattn_status cattn_dropout_mask(double dropout, uint64_t seed, const cattn_array* mask) {
   return guarded([&] {
-    check_version(problem);
-    const cattn::Problem checked(*problem, cattn::Direction::backward);
-    cattn::attention_backward(checked, cattn::kernel_set(cattn::kernel_table(), checked.dtype));
+    cattn::dropout_mask(cattn::dropout_of(dropout, seed), *mask, cattn::kernel_table().dropout_row);
+  });
+}
+
+void cattn_rope_init(cattn_rope* problem) {
+  std::memset(problem, 0, sizeof(*problem));
+  problem->struct_size = sizeof(*problem);
+}
+
+cattn_status cattn_rope_apply(const cattn_rope* problem) {
+  return guarded([&] {
+    check_version(problem, "cattn_rope_init");
+    cattn::apply_rope(*problem, cattn::kernel_set(cattn::kernel_table(), problem->x.dtype));
   });
 }
 

@@ -10,11 +10,41 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "core/plan.h"
+#include "core/scalar.h"
 #include "core/workspace.h"
 #include "kernels/band.h"
 
 namespace cattn {
 namespace {
+
+// Zeroes every element of a strided array.
+void fill_with_zeros(const cattn_array& a, int axis = 0, Index offset = 0) {
+  const Index size = dtype_size(a.dtype);
+  const bool last = axis + 1 == a.ndim && a.strides[axis] == 1;
+  if (axis == a.ndim || last) {
+    const Index count = last ? a.shape[axis] : 1;
+    std::memset(static_cast<char*>(a.data) + offset * size, 0, static_cast<size_t>(count * size));
+    return;
+  }
+  for (Index i = 0; i < a.shape[axis]; ++i) {
+    fill_with_zeros(a, axis + 1, offset + i * a.strides[axis]);
+  }
+}
+
+// One batch entry. Work and packed memory are numbered entry after entry.
+struct Entry {
+  Index batch;
+  Sequence sequence;
+  Band band;
+  Index key_blocks;          // over all rows that gradients are written for
+  Index query_blocks;        // of one head
+  Index group_query_blocks;  // of all heads of a group
+  Chunks chunks;
+  Index first_keys;     // (kv head, key block) in order
+  Index first_queries;  // (query head, query block) in order
+  Index first_row;      // (query head, query) in order
+  Index first_dq;       // (kv head, chunk, query head of the group, query block) in order
+};
 
 // Everything packed for one pair. Blocks follow one another.
 struct PackedPair {
@@ -29,60 +59,103 @@ struct PackedPair {
 class Backward {
  public:
   Backward(const Problem& problem, const KernelSet& kernels)
-      : p_(problem),
-        k_(kernels),
-        tiling_(kernels.backward_tiling),
-        chunks_(backward_chunks(problem, tiling_.key_block)),
-        pairs_(p_.batch * p_.heads_kv),
-        key_blocks_(ceil_div(p_.keys, tiling_.key_block)),
-        query_blocks_(ceil_div(p_.queries, tiling_.query_block)),
-        group_query_blocks_(p_.group * query_blocks_) {}
+      : p_(problem), k_(kernels), tiling_(kernels.backward_tiling), pairs_(p_.batch * p_.heads_kv) {
+    entries_.reserve(static_cast<size_t>(p_.batch));
+    for (Index b = 0; b < p_.batch; ++b) {
+      Entry e{b,  p_.sequence(b), p_.band(b),     0,           0,        0,
+              {}, total_.keys,    total_.queries, total_.rows, total_.dq};
+      e.key_blocks = ceil_div(e.sequence.key_rows, tiling_.key_block);
+      e.query_blocks = ceil_div(e.sequence.queries, tiling_.query_block);
+      e.group_query_blocks = p_.group * e.query_blocks;
+      e.chunks = backward_chunks(pairs_, e.key_blocks);
+      const Sizes mine{e.key_blocks, e.group_query_blocks, p_.group * e.sequence.queries,
+                       checked_multiply(e.chunks.count, e.group_query_blocks)};
+      total_.add(mine, p_.heads_kv);
+      most_.raise(mine);
+      most_chunks_ = std::max(most_chunks_, e.chunks.count);
+      entries_.push_back(e);
+    }
+  }
 
   void run() {
-    const double flops = 6 * p_.score_count() * static_cast<double>(p_.head_dim + p_.value_dim);
+    const double flops = 6 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
     threads_ = threads_for(p_, flops);
     // The gradient of the bias visits the pairs once more, so it wants them all.
-    const bool shared = p_.dbias || choose_packing(p_, threads_) == Packing::shared;
+    shared_ = p_.dbias || choose_packing(p_, threads_) == Packing::shared;
 
-    lay_out(shared ? pairs_ : threads_);
+    Sizes sizes = total_;
+    if (!shared_) {
+      sizes = {};
+      sizes.add(most_, threads_);
+    }
+    lay_out(sizes);
     const Workspace workspace(layout_.bytes());
     data_ = workspace.data();
-
-    if (!shared) {
+    if (shared_) {
+      run_shared();
+    } else {
       parallel_items(pairs_, threads_, p_.executor, [&](Index pair, int32_t thread) {
-        const PackedPair packed = packed_pair(thread);
-        for (Index b = 0; b < key_blocks_; ++b) pack_keys(pair, b, packed);
-        for (Index b = 0; b < group_query_blocks_; ++b) pack_queries(pair, b, packed);
-        for (Index c = 0; c < chunks_.count; ++c) chunk(pair, c, packed, thread);
-        for (Index b = 0; b < group_query_blocks_; ++b) flush_dq(pair, b, packed);
+        const Entry& e = entry(pair);
+        const Index h = pair % p_.heads_kv;
+        const PackedPair packed = packed_pair(e, h, thread);
+        for (Index b = 0; b < e.key_blocks; ++b) pack_keys(e, h, b, packed);
+        for (Index b = 0; b < e.group_query_blocks; ++b) pack_queries(e, h, b, packed);
+        for (Index c = 0; c < e.chunks.count; ++c) chunk(e, h, c, packed, thread);
+        for (Index b = 0; b < e.group_query_blocks; ++b) flush_dq(e, h, b, packed);
       });
-      return;
     }
-    const Index blocks = key_blocks_ + group_query_blocks_;
-    parallel_items(pairs_ * blocks, threads_, p_.executor, [&](Index item, int32_t) {
-      const Index pair = item / blocks, b = item % blocks;
-      if (b < key_blocks_) {
-        pack_keys(pair, b, packed_pair(pair));
-      } else {
-        pack_queries(pair, b - key_blocks_, packed_pair(pair));
-      }
+    if (p_.dsinks_array.data) add_up_sinks();
+  }
+
+ private:
+  // What one pair needs, or all of them.
+  struct Sizes {
+    Index keys = 0, queries = 0, rows = 0, dq = 0;
+    void add(const Sizes& pair, Index count) {
+      keys = checked_add(keys, checked_multiply(count, pair.keys));
+      queries = checked_add(queries, checked_multiply(count, pair.queries));
+      rows = checked_add(rows, checked_multiply(count, pair.rows));
+      dq = checked_add(dq, checked_multiply(count, pair.dq));
+    }
+    void raise(const Sizes& pair) {
+      keys = std::max(keys, pair.keys);
+      queries = std::max(queries, pair.queries);
+      rows = std::max(rows, pair.rows);
+      dq = std::max(dq, pair.dq);
+    }
+  };
+
+  void run_shared() const {
+    parallel_items(total_.keys, threads_, p_.executor, [&](Index item, int32_t thread) {
+      const Entry& e = entry_of(entries_, &Entry::first_keys, item);
+      const Index rest = item - e.first_keys, h = rest / e.key_blocks;
+      pack_keys(e, h, rest % e.key_blocks, packed_pair(e, h, thread));
+    });
+    parallel_items(total_.queries, threads_, p_.executor, [&](Index item, int32_t thread) {
+      const Entry& e = entry_of(entries_, &Entry::first_queries, item);
+      const Index rest = item - e.first_queries, h = rest / e.group_query_blocks;
+      pack_queries(e, h, rest % e.group_query_blocks, packed_pair(e, h, thread));
     });
     // The first keys are seen by the most queries: heavy chunks first.
-    parallel_items(pairs_ * chunks_.count, threads_, p_.executor, [&](Index item, int32_t thread) {
-      const Index pair = item % pairs_;
-      chunk(pair, item / pairs_, packed_pair(pair), thread);
+    const Index chunk_items = checked_multiply(pairs_, most_chunks_);
+    parallel_items(chunk_items, threads_, p_.executor, [&](Index item, int32_t thread) {
+      const Index pair = item % pairs_, c = item / pairs_;
+      const Entry& e = entry(pair);
+      if (c < e.chunks.count) {
+        chunk(e, pair % p_.heads_kv, c, packed_pair(e, pair % p_.heads_kv, thread), thread);
+      }
     });
-    parallel_items(pairs_ * group_query_blocks_, threads_, p_.executor, [&](Index item, int32_t) {
-      const Index pair = item / group_query_blocks_;
-      flush_dq(pair, item % group_query_blocks_, packed_pair(pair));
+    parallel_items(total_.queries, threads_, p_.executor, [&](Index item, int32_t thread) {
+      const Entry& e = entry_of(entries_, &Entry::first_queries, item);
+      const Index rest = item - e.first_queries, h = rest / e.group_query_blocks;
+      flush_dq(e, h, rest % e.group_query_blocks, packed_pair(e, h, thread));
     });
     if (p_.dbias) run_bias_gradient();
   }
 
- private:
   // ---- memory ----
 
-  void lay_out(Index packed_pairs) {
+  void lay_out(const Sizes& sizes) {
     key_bytes_ = k_.packed_bytes(Operand::key, tiling_, p_.head_dim);
     value_bytes_ = k_.packed_bytes(Operand::value_t, tiling_, p_.value_dim);
     key_rows_bytes_ = k_.packed_bytes(Operand::key_rows, tiling_, p_.head_dim);
@@ -91,24 +164,22 @@ class Backward {
     dq_bytes_ = k_.accumulator_bytes(tiling_.query_block, p_.head_dim);
     dk_bytes_ = k_.accumulator_bytes(tiling_.key_block, p_.head_dim);
     dv_bytes_ = k_.accumulator_bytes(tiling_.key_block, p_.value_dim);
-    row_bytes_ = p_.group * p_.queries * k_.element_size;
-    tile_bytes_ = tiling_.query_block * tiling_.key_block * k_.element_size;
+    tile_bytes_ = tiling_.query_block * tiling_.key_block * k_.arithmetic_size;
 
-    const Index keys = checked_multiply(packed_pairs, key_blocks_);
-    const Index queries = checked_multiply(packed_pairs, group_query_blocks_);
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
     };
-    keys_at_ = part(keys, key_bytes_);
-    values_at_ = part(keys, value_bytes_);
-    key_rows_at_ = part(keys, key_rows_bytes_);
-    key_flags_at_ = part(keys, 1);
-    queries_at_ = part(queries, query_bytes_);
-    grads_out_at_ = part(queries, grad_out_bytes_);
-    query_flags_at_ = part(queries, 1);
-    lse_at_ = part(packed_pairs, row_bytes_);
-    delta_at_ = part(packed_pairs, row_bytes_);
-    dq_at_ = part(checked_multiply(queries, chunks_.count), p_.dq ? dq_bytes_ : 0);
+    keys_at_ = part(sizes.keys, key_bytes_);
+    values_at_ = part(sizes.keys, value_bytes_);
+    key_rows_at_ = part(sizes.keys, key_rows_bytes_);
+    key_flags_at_ = part(sizes.keys, 1);
+    queries_at_ = part(sizes.queries, query_bytes_);
+    grads_out_at_ = part(sizes.queries, grad_out_bytes_);
+    query_flags_at_ = part(sizes.queries, 1);
+    lse_at_ = part(sizes.rows, k_.arithmetic_size);
+    delta_at_ = part(sizes.rows, k_.arithmetic_size);
+    dq_at_ = part(sizes.dq, p_.dq ? dq_bytes_ : 0);
+    dsinks_at_ = part(p_.dsinks_array.data ? total_.queries : 0, sizeof(double));
 
     const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
     scratch_bytes_ = aligned(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim));
@@ -117,49 +188,63 @@ class Backward {
     threads_at_ = part(threads_, thread_bytes_);
   }
 
-  PackedPair packed_pair(Index i) const {
+  // Where a pair is packed: in its own place, or in its thread's.
+  PackedPair packed_pair(const Entry& e, Index h, int32_t thread) const {
+    Sizes at;
+    if (shared_) {
+      at = {e.first_keys + h * e.key_blocks, e.first_queries + h * e.group_query_blocks,
+            e.first_row + h * p_.group * e.sequence.queries,
+            e.first_dq + h * e.chunks.count * e.group_query_blocks};
+    } else {
+      at.add(most_, thread);
+    }
     PackedPair pair;
-    pair.keys = data_ + keys_at_ + i * key_blocks_ * key_bytes_;
-    pair.values_t = data_ + values_at_ + i * key_blocks_ * value_bytes_;
-    pair.key_rows = data_ + key_rows_at_ + i * key_blocks_ * key_rows_bytes_;
-    pair.key_flags = reinterpret_cast<uint8_t*>(data_ + key_flags_at_ + i * key_blocks_);
-    pair.queries = data_ + queries_at_ + i * group_query_blocks_ * query_bytes_;
-    pair.grads_out = data_ + grads_out_at_ + i * group_query_blocks_ * grad_out_bytes_;
-    pair.query_flags =
-        reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + i * group_query_blocks_);
-    pair.lse = data_ + lse_at_ + i * row_bytes_;
-    pair.delta = data_ + delta_at_ + i * row_bytes_;
-    pair.dq = data_ + dq_at_ + i * chunks_.count * group_query_blocks_ * dq_bytes_;
+    pair.keys = data_ + keys_at_ + at.keys * key_bytes_;
+    pair.values_t = data_ + values_at_ + at.keys * value_bytes_;
+    pair.key_rows = data_ + key_rows_at_ + at.keys * key_rows_bytes_;
+    pair.key_flags = reinterpret_cast<uint8_t*>(data_ + key_flags_at_ + at.keys);
+    pair.queries = data_ + queries_at_ + at.queries * query_bytes_;
+    pair.grads_out = data_ + grads_out_at_ + at.queries * grad_out_bytes_;
+    pair.query_flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.queries);
+    pair.lse = data_ + lse_at_ + at.rows * k_.arithmetic_size;
+    pair.delta = data_ + delta_at_ + at.rows * k_.arithmetic_size;
+    pair.dq = data_ + dq_at_ + at.dq * dq_bytes_;
     return pair;
   }
-  char* dq_accumulator(const PackedPair& packed, Index chunk_index, Index block) const {
-    return packed.dq + (chunk_index * group_query_blocks_ + block) * dq_bytes_;
+  char* dq_accumulator(const Entry& e, const PackedPair& packed, Index chunk_index,
+                       Index block) const {
+    return packed.dq + (chunk_index * e.group_query_blocks + block) * dq_bytes_;
   }
   char* scratch(int32_t thread) const { return data_ + threads_at_ + thread * thread_bytes_; }
 
   // ---- indices ----
 
-  Index batch_of(Index pair) const { return pair / p_.heads_kv; }
-  Index kv_head_of(Index pair) const { return pair % p_.heads_kv; }
-  Index query_head_of(Index pair, Index group_block) const {
-    return kv_head_of(pair) * p_.group + group_block / query_blocks_;
+  const Entry& entry(Index pair) const { return entries_[static_cast<size_t>(pair / p_.heads_kv)]; }
+  // A group block is (query head of the group, query block).
+  Index query_head_of(const Entry& e, Index h, Index group_block) const {
+    return h * p_.group + group_block / e.query_blocks;
   }
-  Index first_query(Index group_block) const {
-    return group_block % query_blocks_ * tiling_.query_block;
+  Index first_query(const Entry& e, Index group_block) const {
+    return group_block % e.query_blocks * tiling_.query_block;
   }
-  Index query_rows(Index group_block) const {
-    return std::min(tiling_.query_block, p_.queries - first_query(group_block));
+  Index query_rows(const Entry& e, Index group_block) const {
+    return std::min(tiling_.query_block, e.sequence.queries - first_query(e, group_block));
   }
-  Index key_rows(Index block) const {
-    return std::min(tiling_.key_block, p_.keys - block * tiling_.key_block);
+  // Keys of a block: those that exist, and those that gradients are written for.
+  Index key_rows(const Entry& e, Index block) const {
+    return std::clamp<Index>(e.sequence.keys - block * tiling_.key_block, 0, tiling_.key_block);
+  }
+  Index written_rows(const Entry& e, Index block) const {
+    return std::min(tiling_.key_block, e.sequence.key_rows - block * tiling_.key_block);
   }
 
   // ---- the phases ----
 
-  void pack_keys(Index pair, Index block, const PackedPair& packed) const {
-    const Index b = batch_of(pair), h = kv_head_of(pair);
-    const Index first = block * tiling_.key_block, rows = key_rows(block);
-    const ConstRows k = p_.rows(p_.k, b, h, first), v = p_.rows(p_.v, b, h, first);
+  void pack_keys(const Entry& e, Index h, Index block, const PackedPair& packed) const {
+    const Index rows = key_rows(e, block);
+    if (rows == 0) return;
+    const Index first = e.sequence.first_key + block * tiling_.key_block;
+    const ConstRows k = p_.rows(p_.k, e.batch, h, first), v = p_.rows(p_.v, e.batch, h, first);
     uint8_t flags =
         k_.pack({Operand::key, k, rows, p_.head_dim, packed.keys + block * key_bytes_}, tiling_);
     flags &= k_.pack(
@@ -171,10 +256,10 @@ class Backward {
     packed.key_flags[block] = flags;
   }
 
-  void pack_queries(Index pair, Index block, const PackedPair& packed) const {
-    const Index b = batch_of(pair), h = query_head_of(pair, block);
-    const Index first = first_query(block), rows = query_rows(block);
-    const ConstRows q = p_.rows(p_.q, b, h, first), dout = p_.rows(p_.dout, b, h, first);
+  void pack_queries(const Entry& e, Index h, Index block, const PackedPair& packed) const {
+    const Index b = e.batch, head = query_head_of(e, h, block);
+    const Index first = e.sequence.first_query + first_query(e, block), rows = query_rows(e, block);
+    const ConstRows q = p_.rows(p_.q, b, head, first), dout = p_.rows(p_.dout, b, head, first);
     uint8_t flags = k_.pack(
         {Operand::query, q, rows, p_.head_dim, packed.queries + block * query_bytes_}, tiling_);
     flags &= k_.pack(
@@ -183,38 +268,43 @@ class Backward {
     packed.query_flags[block] = flags;
     RowTermsTask terms{};
     terms.grad_out = dout;
-    terms.out = p_.rows(p_.out, b, h, first);
+    terms.out = p_.rows(p_.out, b, head, first);
     terms.rows = rows;
     terms.value_dim = p_.value_dim;
-    terms.lse = p_.at(p_.lse, b, h, first);
+    terms.lse = p_.at(p_.lse, b, head, first);
     terms.lse_stride = p_.lse.row_stride;
     if (p_.dlse) {
-      terms.dlse = p_.at(p_.dlse, b, h, first);
+      terms.dlse = p_.at(p_.dlse, b, head, first);
       terms.dlse_stride = p_.dlse.row_stride;
     }
-    terms.lse_log2 = row_term(packed.lse, block);
-    terms.delta = row_term(packed.delta, block);
+    terms.lse_log2 = row_term(e, packed.lse, block);
+    terms.delta = row_term(e, packed.delta, block);
+    if (p_.dsinks_array.data) {
+      terms.sink = p_.sink(head);
+      terms.dsink = dsink_part(e, head, block % e.query_blocks);
+    }
     k_.row_terms(terms);
     if (p_.dq) {
-      for (Index c = 0; c < chunks_.count; ++c) {
-        std::memset(dq_accumulator(packed, c, block), 0, static_cast<size_t>(dq_bytes_));
+      for (Index c = 0; c < e.chunks.count; ++c) {
+        std::memset(dq_accumulator(e, packed, c, block), 0, static_cast<size_t>(dq_bytes_));
       }
     }
   }
-  char* row_term(char* terms, Index block) const {
-    return terms + (block / query_blocks_ * p_.queries + first_query(block)) * k_.element_size;
+  char* row_term(const Entry& e, char* terms, Index block) const {
+    return terms + (block / e.query_blocks * e.sequence.queries + first_query(e, block)) *
+                       k_.arithmetic_size;
   }
 
-  BackwardTask task(Index key_block, Index block, const PackedPair& packed, const ScoreTerms& terms,
-                    const Band& band) const {
+  BackwardTask task(const Entry& e, Index key_block, Index block, const PackedPair& packed,
+                    const ScoreTerms& terms) const {
     BackwardTask t{};
-    t.rows = query_rows(block);
-    t.first_query = first_query(block);
-    t.cols = key_rows(key_block);
+    t.rows = query_rows(e, block);
+    t.first_query = first_query(e, block);
+    t.cols = key_rows(e, key_block);
     t.first_key = key_block * tiling_.key_block;
     t.head_dim = p_.head_dim;
     t.value_dim = p_.value_dim;
-    t.band = band;
+    t.band = e.band;
     t.terms = &terms;
     t.query = packed.queries + block * query_bytes_;
     t.grad_out = packed.grads_out + block * grad_out_bytes_;
@@ -222,75 +312,94 @@ class Backward {
     t.value_t = packed.values_t + key_block * value_bytes_;
     t.key_rows = packed.key_rows + key_block * key_rows_bytes_;
     t.finite = (packed.key_flags[key_block] & packed.query_flags[block] & kBlockFinite) != 0;
-    t.lse = row_term(packed.lse, block);
-    t.delta = row_term(packed.delta, block);
+    t.lse = row_term(e, packed.lse, block);
+    t.delta = row_term(e, packed.delta, block);
     return t;
   }
 
   // Query blocks that attend some key of a key block.
-  BlockRange query_blocks_of(const Band& band, Index key_block) const {
+  BlockRange query_blocks_of(const Entry& e, Index key_block) const {
+    const Index rows = key_rows(e, key_block);
+    if (rows == 0) return {};
     const Index first_key = key_block * tiling_.key_block;
-    const Range queries = queries_of(band, first_key, first_key + key_rows(key_block), p_.queries);
+    const Range queries = queries_of(e.band, first_key, first_key + rows, e.sequence.queries);
     if (queries.begin >= queries.end) return {};
     const Index first = queries.begin / tiling_.query_block;
     return {first, ceil_div(queries.end, tiling_.query_block) - first};
   }
 
-  void chunk(Index pair, Index c, const PackedPair& packed, int32_t thread) const {
-    const Index b = batch_of(pair), h = kv_head_of(pair);
-    const Band band = p_.band(b);
+  void chunk(const Entry& e, Index h, Index c, const PackedPair& packed, int32_t thread) const {
     char* const own = scratch(thread);
     char* const dk = own + scratch_bytes_;
     char* const dv = dk + ceil_div(dk_bytes_, kAlignment) * kAlignment;
-    const Index begin = c * chunks_.blocks_per_chunk;
-    const Index end = std::min(begin + chunks_.blocks_per_chunk, key_blocks_);
+    const Index begin = c * e.chunks.blocks_per_chunk;
+    const Index end = std::min(begin + e.chunks.blocks_per_chunk, e.key_blocks);
     for (Index key_block = begin; key_block < end; ++key_block) {
       std::memset(dk, 0, static_cast<size_t>(dk_bytes_));
       std::memset(dv, 0, static_cast<size_t>(dv_bytes_));
-      const BlockRange range = query_blocks_of(band, key_block);
+      const BlockRange range = query_blocks_of(e, key_block);
       for (Index g = 0; g < p_.group; ++g) {
-        const ScoreTerms terms = p_.terms(b, h * p_.group + g);
+        const ScoreTerms terms = p_.terms(e.batch, h * p_.group + g);
         for (Index qb = range.first; qb < range.first + range.count; ++qb) {
-          const Index block = g * query_blocks_ + qb;
-          BackwardTask t = task(key_block, block, packed, terms, band);
-          t.dq = p_.dq ? dq_accumulator(packed, c, block) : nullptr;
+          const Index block = g * e.query_blocks + qb;
+          BackwardTask t = task(e, key_block, block, packed, terms);
+          t.dq = p_.dq ? dq_accumulator(e, packed, c, block) : nullptr;
           t.dk = p_.dk ? dk : nullptr;
           t.dv = p_.dv ? dv : nullptr;
           t.scratch = own;
           k_.backward(t);
         }
       }
-      const Index first_key = key_block * tiling_.key_block;
-      if (p_.dk) flush_keys(dk, p_.dk, b, h, first_key, p_.head_dim, p_.scale);
-      if (p_.dv) flush_keys(dv, p_.dv, b, h, first_key, p_.value_dim, 1.0);
+      if (p_.dk) flush_keys(e, h, key_block, dk, p_.dk, p_.head_dim, p_.scale);
+      if (p_.dv) flush_keys(e, h, key_block, dv, p_.dv, p_.value_dim, p_.dropout.kept_scale);
     }
   }
 
-  void flush_keys(const void* accumulator, const View& to, Index b, Index h, Index first_key,
+  // The gradient of keys that exist, and zeros for those past the end of the sequence.
+  void flush_keys(const Entry& e, Index h, Index block, const void* accumulator, const View& to,
                   Index cols, double factor) const {
-    k_.flush({&accumulator,
-              1,
-              false,
-              std::min(tiling_.key_block, p_.keys - first_key),
-              cols,
-              factor,
-              {p_.at(to, b, h, first_key), to.row_stride}});
+    const Index first = e.sequence.first_key + block * tiling_.key_block;
+    const Index rows = key_rows(e, block), written = written_rows(e, block);
+    flush(to,
+          {&accumulator, 1, false, rows, cols, factor, p_.writable_rows(to, e.batch, h, first)});
+    flush(to, {nullptr, 0, false, written - rows, cols, factor,
+               p_.writable_rows(to, e.batch, h, first + rows)});
   }
 
-  void flush_dq(Index pair, Index block, const PackedPair& packed) const {
+  void flush(const View& to, const FlushTask& task) const {
+    (to.element_size == k_.arithmetic_size ? k_.flush_wide : k_.flush)(task);
+  }
+
+  void flush_dq(const Entry& e, Index h, Index block, const PackedPair& packed) const {
     if (!p_.dq) return;
     const void* accumulators[kMostChunks];
-    for (Index c = 0; c < chunks_.count; ++c) {
-      accumulators[c] = dq_accumulator(packed, c, block);
+    for (Index c = 0; c < e.chunks.count; ++c) {
+      accumulators[c] = dq_accumulator(e, packed, c, block);
     }
-    const Index b = batch_of(pair), h = query_head_of(pair, block), first = first_query(block);
-    k_.flush({accumulators,
-              chunks_.count,
-              true,
-              query_rows(block),
-              p_.head_dim,
-              p_.scale,
-              {p_.at(p_.dq, b, h, first), p_.dq.row_stride}});
+    const Index head = query_head_of(e, h, block);
+    flush(p_.dq,
+          {accumulators, e.chunks.count, true, query_rows(e, block), p_.head_dim, p_.scale,
+           p_.writable_rows(p_.dq, e.batch, head, e.sequence.first_query + first_query(e, block))});
+  }
+
+  // ---- the gradient of the sinks: a part per query block, added up in order ----
+
+  double* dsink_part(const Entry& e, Index head, Index query_block) const {
+    return reinterpret_cast<double*>(data_ + dsinks_at_) + e.first_queries + head * e.query_blocks +
+           query_block;
+  }
+
+  void add_up_sinks() const {
+    const cattn_array& to = p_.dsinks_array;
+    for (Index head = 0; head < p_.heads_q; ++head) {
+      double sum = 0;
+      for (const Entry& e : entries_) {
+        for (Index qb = 0; qb < e.query_blocks; ++qb) sum += *dsink_part(e, head, qb);
+      }
+      char* const element =
+          static_cast<char*>(to.data) + head * to.strides[0] * dtype_size(to.dtype);
+      store_scalar(element, p_.sinks_storage, sum);
+    }
   }
 
   // ---- the gradient of the bias ----
@@ -299,60 +408,64 @@ class Backward {
   // and the order of the sum is fixed.
 
   void run_bias_gradient() const {
+    fill_with_zeros(p_.dbias_array);  // what no sequence reads
     // Batch entries that read the same bias: the first of them owns it.
-    std::unordered_map<const char*, std::vector<Index>> readers;
-    std::vector<const char*> biases;
-    for (Index b = 0; b < p_.batch; ++b) {
-      const char* const bias = p_.at(p_.dbias, b, 0, 0);
-      auto& entries = readers[bias];
-      if (entries.empty()) biases.push_back(bias);
-      entries.push_back(b);
+    std::unordered_map<const char*, std::vector<const Entry*>> readers;
+    std::vector<const std::vector<const Entry*>*> biases;
+    for (const Entry& e : entries_) {
+      if (e.sequence.queries == 0 || e.sequence.keys == 0) continue;
+      auto& entries = readers[p_.plane(p_.dbias, e.batch, 0)];
+      if (entries.empty()) biases.push_back(&entries);
+      entries.push_back(&e);
     }
-    const Index query_items = p_.bias_rows_broadcast ? 1 : query_blocks_;
-    const Index key_items = p_.bias_cols_broadcast ? 1 : key_blocks_;
-    const Index head_items = p_.bias_heads_broadcast ? 1 : p_.heads_q;
-    const Index per_bias = head_items * query_items * key_items;
-    const Index items = static_cast<Index>(biases.size()) * per_bias;
-    parallel_items(items, threads_, p_.executor, [&](Index item, int32_t thread) {
-      const char* const bias = biases[static_cast<size_t>(item / per_bias)];
-      const Index head = item % per_bias / (query_items * key_items);
-      const Index query_item = item / key_items % query_items, key_item = item % key_items;
-      const BiasTile tile{
-          readers.at(bias), p_.bias_heads_broadcast ? Range{0, p_.heads_q} : Range{head, head + 1},
-          p_.bias_rows_broadcast ? Range{0, query_blocks_} : Range{query_item, query_item + 1},
-          p_.bias_cols_broadcast ? Range{0, key_blocks_} : Range{key_item, key_item + 1}};
-      if (k_.element_size == 4) {
-        bias_gradient<float>(tile, thread);
-      } else {
-        bias_gradient<double>(tile, thread);
-      }
-    });
+    for (const auto* const entries : biases) {
+      const Entry& owner = *entries->front();
+      // Where rows or columns are not broadcast, all readers have the same of them.
+      const Index query_items = p_.bias_rows_broadcast ? 1 : owner.query_blocks;
+      const Index key_items = p_.bias_cols_broadcast ? 1 : owner.key_blocks;
+      const Index head_items = p_.bias_heads_broadcast ? 1 : p_.heads_q;
+      const Index items = head_items * query_items * key_items;
+      parallel_items(items, threads_, p_.executor, [&](Index item, int32_t thread) {
+        const BiasTile tile{*entries, item / (query_items * key_items),
+                            item / key_items % query_items, item % key_items};
+        if (k_.arithmetic_size == 4) {
+          bias_gradient<float>(tile, thread);
+        } else {
+          bias_gradient<double>(tile, thread);
+        }
+      });
+    }
   }
 
-  // One tile of the bias: all that is added to it.
+  // One tile of the bias. An axis that is broadcast has one block, which stands for all.
   struct BiasTile {
-    const std::vector<Index>& batches;
-    Range heads, query_blocks, key_blocks;
+    const std::vector<const Entry*>& readers;
+    Index head, query_block, key_block;
   };
 
   template <class T>
   void bias_gradient(const BiasTile& of, int32_t thread) const {
     const bool collapses = p_.bias_rows_broadcast || p_.bias_cols_broadcast;
     T* const sum = reinterpret_cast<T*>(scratch(thread) + thread_bytes_ - 2 * tile_bytes_);
-    T* const part = sum + tile_bytes_ / k_.element_size;
+    T* const part = sum + tile_bytes_ / k_.arithmetic_size;
     std::memset(sum, 0, static_cast<size_t>(tile_bytes_));
-    for (const Index b : of.batches) {
-      const Band band = p_.band(b);
-      for (Index h = of.heads.begin; h < of.heads.end; ++h) {
-        const ScoreTerms terms = p_.terms(b, h);
-        const PackedPair packed = packed_pair(b * p_.heads_kv + h / p_.group);
-        for (Index key_block = of.key_blocks.begin; key_block < of.key_blocks.end; ++key_block) {
-          const BlockRange attending = query_blocks_of(band, key_block);
-          const Index from = std::max(of.query_blocks.begin, attending.first);
-          const Index to = std::min(of.query_blocks.end, attending.first + attending.count);
+    const auto range = [](bool all, Index count, Index one) {
+      return all ? Range{0, count} : Range{one, one + 1};
+    };
+    for (const Entry* const reader : of.readers) {
+      const Entry& e = *reader;
+      const Range heads = range(p_.bias_heads_broadcast, p_.heads_q, of.head);
+      const Range queries = range(p_.bias_rows_broadcast, e.query_blocks, of.query_block);
+      const Range keys = range(p_.bias_cols_broadcast, e.key_blocks, of.key_block);
+      for (Index h = heads.begin; h < heads.end; ++h) {
+        const ScoreTerms terms = p_.terms(e.batch, h);
+        const PackedPair packed = packed_pair(e, h / p_.group, thread);
+        for (Index key_block = keys.begin; key_block < keys.end; ++key_block) {
+          const BlockRange attending = query_blocks_of(e, key_block);
+          const Index from = std::max(queries.begin, attending.first);
+          const Index to = std::min(queries.end, attending.first + attending.count);
           for (Index qb = from; qb < to; ++qb) {
-            BackwardTask t =
-                task(key_block, h % p_.group * query_blocks_ + qb, packed, terms, band);
+            BackwardTask t = task(e, key_block, h % p_.group * e.query_blocks + qb, packed, terms);
             t.scratch = scratch(thread);
             t.dscore = collapses ? part : sum;
             if (collapses) std::memset(part, 0, static_cast<size_t>(tile_bytes_));
@@ -362,20 +475,18 @@ class Backward {
         }
       }
     }
-    const Index rows = p_.bias_rows_broadcast ? 1 : query_rows(of.query_blocks.begin);
-    const Index cols = p_.bias_cols_broadcast ? 1 : key_rows(of.key_blocks.begin);
+    const Entry& owner = *of.readers.front();
+    const Index rows = p_.bias_rows_broadcast ? 1 : query_rows(owner, of.query_block);
+    const Index cols = p_.bias_cols_broadcast ? 1 : written_rows(owner, of.key_block);
+    const Index element = p_.dbias.element_size;
+    char* const first = p_.plane(p_.dbias, owner.batch, of.head) +
+                        (of.query_block * tiling_.query_block * p_.dbias.row_stride +
+                         of.key_block * tiling_.key_block * p_.dbias.col_stride) *
+                            element;
     for (Index i = 0; i < rows; ++i) {
-      char* const row = p_.at(p_.dbias, of.batches.front(), of.heads.begin,
-                              of.query_blocks.begin * tiling_.query_block + i);
       for (Index j = 0; j < cols; ++j) {
-        const Index column = of.key_blocks.begin * tiling_.key_block + j;
-        char* const to = row + column * p_.dbias.col_stride * p_.dbias.element_size;
-        const T value = sum[i * tiling_.key_block + j];
-        if (p_.bias_is_float32) {
-          *reinterpret_cast<float*>(to) = static_cast<float>(value);
-        } else {
-          *reinterpret_cast<T*>(to) = value;
-        }
+        store_scalar(first + (i * p_.dbias.row_stride + j * p_.dbias.col_stride) * element,
+                     p_.bias_storage, static_cast<double>(sum[i * tiling_.key_block + j]));
       }
     }
   }
@@ -399,36 +510,29 @@ class Backward {
   const Problem& p_;
   const KernelSet& k_;
   const Tiling tiling_;
-  const Chunks chunks_;
-  const Index pairs_, key_blocks_, query_blocks_, group_query_blocks_;
+  const Index pairs_;
+  std::vector<Entry> entries_;
+  Sizes total_, most_;
+  Index most_chunks_ = 0;
   int32_t threads_ = 1;
+  bool shared_ = false;
   Layout layout_;
   char* data_ = nullptr;
   Index key_bytes_ = 0, value_bytes_ = 0, key_rows_bytes_ = 0, query_bytes_ = 0,
-        grad_out_bytes_ = 0, dq_bytes_ = 0, dk_bytes_ = 0, dv_bytes_ = 0, row_bytes_ = 0,
-        tile_bytes_ = 0, scratch_bytes_ = 0, thread_bytes_ = 0;
+        grad_out_bytes_ = 0, dq_bytes_ = 0, dk_bytes_ = 0, dv_bytes_ = 0, tile_bytes_ = 0,
+        scratch_bytes_ = 0, thread_bytes_ = 0;
   Index keys_at_ = 0, values_at_ = 0, key_rows_at_ = 0, key_flags_at_ = 0, queries_at_ = 0,
         grads_out_at_ = 0, query_flags_at_ = 0, lse_at_ = 0, delta_at_ = 0, dq_at_ = 0,
-        threads_at_ = 0;
+        dsinks_at_ = 0, threads_at_ = 0;
 };
-
-// Zeroes every element of a strided array.
-void fill_with_zeros(const cattn_array& a, int axis = 0, Index offset = 0) {
-  if (axis == a.ndim) {
-    const Index size = a.dtype == CATTN_FLOAT32 ? 4 : 8;
-    std::memset(static_cast<char*>(a.data) + offset * size, 0, static_cast<size_t>(size));
-    return;
-  }
-  for (Index i = 0; i < a.shape[axis]; ++i) {
-    fill_with_zeros(a, axis + 1, offset + i * a.strides[axis]);
-  }
-}
 
 }  // namespace
 
 void attention_backward(const Problem& problem, const KernelSet& kernels) {
   if (problem.batch == 0 || problem.heads_kv == 0) {
-    if (problem.dbias) fill_with_zeros(problem.dbias_array);  // a bias that nothing reads
+    // Parameters that nothing reads.
+    if (problem.dbias) fill_with_zeros(problem.dbias_array);
+    if (problem.dsinks_array.data) fill_with_zeros(problem.dsinks_array);
     return;
   }
   Backward(problem, kernels).run();

@@ -67,7 +67,12 @@ const KernelTable& kernel_table() {
 }
 
 const KernelSet& kernel_set(const KernelTable& table, int32_t dtype) {
-  return dtype == CATTN_FLOAT64 ? table.float64 : table.float32;
+  switch (storage_of(dtype)) {
+    case Storage::float64: return table.float64;
+    case Storage::float16: return table.float16;
+    case Storage::bfloat16: return table.bfloat16;
+    default: return table.float32;
+  }
 }
 
 void set_isa(const std::string& name) {

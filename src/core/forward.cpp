@@ -1,6 +1,7 @@
 // The forward loop nest: pack the keys and values of a kv head once, then every query block of
-// every query head of its group against them.
+// every query head of its group against them. Forward mode is the same with tangents beside.
 #include <algorithm>
+#include <vector>
 
 #include "core/attention.h"
 #include "core/error.h"
@@ -11,6 +12,17 @@
 namespace cattn {
 namespace {
 
+// One batch entry. Work and packed memory are numbered entry after entry.
+struct Entry {
+  Index batch;
+  Sequence sequence;
+  Band band;
+  BlockRange blocks;   // key blocks that are attended
+  Index query_blocks;  // of one head
+  Index first_packed;  // (kv head, key block) in order
+  Index first_item;    // (kv head, query block, head of the group) in order
+};
+
 // The packed keys and values of one (batch, kv head) pair.
 struct PackedPair {
   char* keys;
@@ -20,139 +32,181 @@ struct PackedPair {
 
 class Forward {
  public:
-  Forward(const Problem& problem, const KernelSet& kernels)
+  Forward(const Problem& problem, const KernelSet& kernels, bool tangents)
       : p_(problem),
         k_(kernels),
+        tangents_(tangents),
         tiling_(kernels.forward_tiling),
         key_bytes_(k_.packed_bytes(Operand::key, tiling_, p_.head_dim)),
-        value_bytes_(k_.packed_bytes(Operand::value, tiling_, p_.value_dim)),
-        query_blocks_(ceil_div(p_.queries, tiling_.query_block)),
-        pairs_(p_.batch * p_.heads_kv) {
-    for (Index b = 0; b < p_.batch; ++b) most_blocks_ = std::max(most_blocks_, blocks(b).count);
+        value_bytes_(k_.packed_bytes(Operand::value, tiling_, p_.value_dim)) {
+    entries_.reserve(static_cast<size_t>(p_.batch));
+    for (Index b = 0; b < p_.batch; ++b) {
+      Entry e{b, p_.sequence(b), p_.band(b), {}, 0, packed_blocks_, items_};
+      e.blocks = key_blocks(e.band, e.sequence.queries, tiling_.key_block);
+      e.query_blocks = ceil_div(e.sequence.queries, tiling_.query_block);
+      packed_blocks_ = checked_add(packed_blocks_, p_.heads_kv * e.blocks.count);
+      items_ = checked_add(items_, p_.heads_q * e.query_blocks);
+      most_blocks_ = std::max(most_blocks_, e.blocks.count);
+      entries_.push_back(e);
+    }
   }
 
   void run() {
-    const double flops = 2 * p_.score_count() * static_cast<double>(p_.head_dim + p_.value_dim);
+    const double flops = 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
     const int32_t threads = threads_for(p_, flops);
     const bool shared = choose_packing(p_, threads) == Packing::shared;
-
-    Layout layout;
-    const Index packed_pairs = shared ? pairs_ : threads;
-    const Index packed_blocks = checked_multiply(packed_pairs, most_blocks_);
-    const Index keys_at = layout.add(checked_multiply(packed_blocks, key_bytes_));
-    const Index values_at = layout.add(checked_multiply(packed_blocks, value_bytes_));
-    const Index flags_at = layout.add(packed_blocks);
-    const Index scratch_bytes =
-        ceil_div(k_.forward_scratch_bytes(p_.head_dim, p_.value_dim), kAlignment) * kAlignment;
-    const Index scratch_at = layout.add(threads * scratch_bytes);
-    // The weights are computed from the lse, which the caller need not want.
-    const bool own_lse = p_.weights && !p_.lse;
-    const Index lse_bytes =
-        ceil_div(tiling_.query_block * k_.element_size, kAlignment) * kAlignment;
-    const Index lse_at = layout.add(own_lse ? threads * lse_bytes : 0);
-    const Workspace workspace(layout.bytes());
-
-    const auto packed = [&](Index index) {
-      return PackedPair{
-          workspace.data() + keys_at + index * most_blocks_ * key_bytes_,
-          workspace.data() + values_at + index * most_blocks_ * value_bytes_,
-          reinterpret_cast<uint8_t*>(workspace.data() + flags_at + index * most_blocks_)};
-    };
-    const auto query_block = [&](Index pair, Index head_in_group, Index block, Index where,
-                                 int32_t thread) {
-      char* const lse = own_lse ? workspace.data() + lse_at + thread * lse_bytes : nullptr;
-      attend(pair, head_in_group, block, packed(where),
-             workspace.data() + scratch_at + thread * scratch_bytes, lse);
-    };
+    lay_out(shared ? packed_blocks_ : threads * most_blocks_, threads);
+    const Workspace workspace(layout_.bytes());
+    data_ = workspace.data();
 
     if (!shared) {
-      parallel_items(pairs_, threads, p_.executor, [&](Index pair, int32_t thread) {
-        const Index count = blocks(pair / p_.heads_kv).count;
-        for (Index b = 0; b < count; ++b) pack(pair, b, packed(thread));
+      parallel_items(p_.batch * p_.heads_kv, threads, p_.executor, [&](Index pair, int32_t thread) {
+        const Entry& e = entries_[static_cast<size_t>(pair / p_.heads_kv)];
+        const Index h = pair % p_.heads_kv, where = thread * most_blocks_;
+        for (Index block = 0; block < e.blocks.count; ++block) pack(e, h, block, where);
         for (Index g = 0; g < p_.group; ++g) {
-          for (Index qb = query_blocks_ - 1; qb >= 0; --qb) {
-            query_block(pair, g, qb, thread, thread);
+          for (Index qb = e.query_blocks - 1; qb >= 0; --qb) {
+            attend(e, h * p_.group + g, qb, where, thread);
           }
         }
       });
       return;
     }
-    parallel_items(pairs_ * most_blocks_, threads, p_.executor, [&](Index item, int32_t) {
-      const Index pair = item / most_blocks_, b = item % most_blocks_;
-      if (b < blocks(pair / p_.heads_kv).count) pack(pair, b, packed(pair));
+    const auto packed_at = [&](const Entry& e, Index h) {
+      return e.first_packed + h * e.blocks.count;
+    };
+    parallel_items(packed_blocks_, threads, p_.executor, [&](Index item, int32_t) {
+      const Entry& e = entry_of(entries_, &Entry::first_packed, item);
+      const Index rest = item - e.first_packed, h = rest / e.blocks.count;
+      pack(e, h, rest % e.blocks.count, packed_at(e, h));
     });
     // The last query blocks see the most keys: first, so that the light ones fill the gaps.
-    const Index per_pair = p_.group * query_blocks_;
-    parallel_items(pairs_ * per_pair, threads, p_.executor, [&](Index item, int32_t thread) {
-      const Index pair = item / per_pair, rest = item % per_pair;
-      query_block(pair, rest % p_.group, query_blocks_ - 1 - rest / p_.group, pair, thread);
+    parallel_items(items_, threads, p_.executor, [&](Index item, int32_t thread) {
+      const Entry& e = entry_of(entries_, &Entry::first_item, item);
+      const Index per_pair = p_.group * e.query_blocks, rest = item - e.first_item;
+      const Index h = rest / per_pair, block = rest % per_pair / p_.group;
+      attend(e, h * p_.group + rest % p_.group, e.query_blocks - 1 - block, packed_at(e, h),
+             thread);
     });
   }
 
  private:
-  BlockRange blocks(Index batch) const {
-    return key_blocks(p_.band(batch), p_.queries, tiling_.key_block);
+  void lay_out(Index packed_blocks, int32_t threads) {
+    const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
+    const auto part = [&](Index count, Index bytes) {
+      return layout_.add(checked_multiply(count, bytes));
+    };
+    for (int set = 0; set < (tangents_ ? 2 : 1); ++set) {
+      keys_at_[set] = part(packed_blocks, key_bytes_);
+      values_at_[set] = part(packed_blocks, value_bytes_);
+      flags_at_[set] = part(packed_blocks, 1);
+    }
+    scratch_bytes_ = aligned(tangents_ ? k_.jvp_scratch_bytes(p_.head_dim, p_.value_dim)
+                                       : k_.forward_scratch_bytes(p_.head_dim, p_.value_dim));
+    scratch_at_ = part(threads, scratch_bytes_);
+    // The weights are computed from the lse, which the caller need not want.
+    own_lse_ = p_.weights && !p_.lse;
+    lse_bytes_ = aligned(tiling_.query_block * k_.arithmetic_size);
+    lse_at_ = part(own_lse_ ? threads : 0, lse_bytes_);
   }
 
-  void pack(Index pair, Index index, const PackedPair& packed) const {
-    const Index b = pair / p_.heads_kv, h = pair % p_.heads_kv;
-    const Index first_key = (blocks(b).first + index) * tiling_.key_block;
-    const Index rows = std::min(tiling_.key_block, p_.keys - first_key);
-    k_.pack({Operand::key, p_.rows(p_.k, b, h, first_key), rows, p_.head_dim,
-             packed.keys + index * key_bytes_},
-            tiling_);
-    packed.value_flags[index] = k_.pack({Operand::value, p_.rows(p_.v, b, h, first_key), rows,
-                                         p_.value_dim, packed.values + index * value_bytes_},
-                                        tiling_);
+  // `where` is the number of the pair's first packed block; set 1 holds the tangents.
+  PackedPair packed(Index where, int set) const {
+    return {data_ + keys_at_[set] + where * key_bytes_,
+            data_ + values_at_[set] + where * value_bytes_,
+            reinterpret_cast<uint8_t*>(data_ + flags_at_[set] + where)};
   }
 
-  void attend(Index pair, Index head_in_group, Index block, const PackedPair& packed, char* scratch,
-              char* own_lse) const {
-    const Index b = pair / p_.heads_kv;
-    const Index h = pair % p_.heads_kv * p_.group + head_in_group;
+  void pack(const Entry& e, Index h, Index index, Index where) const {
+    const Index first_key = (e.blocks.first + index) * tiling_.key_block;
+    const Index rows = std::min(tiling_.key_block, e.sequence.keys - first_key);
+    const auto pack_set = [&](const View& k, const View& v, int set) {
+      const PackedPair to = packed(where, set);
+      const Index row = e.sequence.first_key + first_key;
+      k_.pack({Operand::key, p_.rows(k, e.batch, h, row), rows, p_.head_dim,
+               to.keys + index * key_bytes_},
+              tiling_);
+      to.value_flags[index] = k_.pack({Operand::value, p_.rows(v, e.batch, h, row), rows,
+                                       p_.value_dim, to.values + index * value_bytes_},
+                                      tiling_);
+    };
+    pack_set(p_.k, p_.v, 0);
+    if (tangents_) pack_set(p_.k_tangent, p_.v_tangent, 1);
+  }
+
+  void attend(const Entry& e, Index h, Index block, Index where, int32_t thread) const {
     const Index first_query = block * tiling_.query_block;
+    const Index row = e.sequence.first_query + first_query, b = e.batch;
     const ScoreTerms terms = p_.terms(b, h);
+    const PackedPair keys = packed(where, 0);
     ForwardTask task{};
-    task.q = p_.rows(p_.q, b, h, first_query);
-    task.rows = std::min(tiling_.query_block, p_.queries - first_query);
+    task.q = p_.rows(p_.q, b, h, row);
+    task.rows = std::min(tiling_.query_block, e.sequence.queries - first_query);
     task.first_query = first_query;
     task.head_dim = p_.head_dim;
     task.value_dim = p_.value_dim;
-    task.band = p_.band(b);
+    task.band = e.band;
     task.terms = &terms;
-    task.keys = packed.keys;
-    task.values = packed.values;
-    task.value_flags = packed.value_flags;
-    task.first_block = blocks(b).first;
-    const Rows out{p_.at(p_.out, b, h, first_query), p_.out.row_stride};
-    task.out = out;
+    task.sink = p_.sink(h);
+    task.keys = keys.keys;
+    task.values = keys.values;
+    task.value_flags = keys.value_flags;
+    task.first_block = e.blocks.first;
+    task.out = p_.writable_rows(p_.out, b, h, row);
     if (p_.lse) {
-      task.lse = p_.at(p_.lse, b, h, first_query);
+      task.lse = p_.at(p_.lse, b, h, row);
       task.lse_stride = p_.lse.row_stride;
-    } else {
-      task.lse = own_lse;
+    } else if (own_lse_) {
+      task.lse = data_ + lse_at_ + thread * lse_bytes_;
       task.lse_stride = 1;
     }
-    task.scratch = scratch;
-    k_.forward(task);
-    if (p_.weights) {
-      k_.weights({&task, p_.keys, {p_.at(p_.weights, b, h, first_query), p_.weights.row_stride}});
+    task.scratch = data_ + scratch_at_ + thread * scratch_bytes_;
+    if (tangents_) {
+      const PackedPair moved = packed(where, 1);
+      k_.jvp({&task, p_.rows(p_.q_tangent, b, h, row), moved.keys, moved.values, moved.value_flags,
+              p_.writable_rows(p_.out_tangent, b, h, row)});
+      return;
     }
+    k_.forward(task);
+    if (!p_.weights) return;
+    Rows weights = p_.writable_rows(p_.weights, b, h, row);
+    const Index element = p_.weights.element_size;
+    if (p_.packed) {
+      // Rows are as long as all sequences together.
+      for (Index r = 0; r < task.rows; ++r) {
+        char* const whole = static_cast<char*>(weights.data) + r * weights.row_stride * element;
+        std::fill_n(whole, p_.keys * element, char{0});
+      }
+      weights.data = static_cast<char*>(weights.data) + e.sequence.first_key * element;
+    }
+    k_.weights({&task, p_.packed ? e.sequence.keys : p_.keys, weights});
   }
 
   const Problem& p_;
   const KernelSet& k_;
+  const bool tangents_;
   const Tiling tiling_;
   const Index key_bytes_, value_bytes_;
-  const Index query_blocks_, pairs_;
-  Index most_blocks_ = 0;  // key blocks of the batch entry that needs the most
+  std::vector<Entry> entries_;
+  Index packed_blocks_ = 0, items_ = 0;
+  Index most_blocks_ = 0;  // key blocks of the entry that needs the most
+  Layout layout_;
+  char* data_ = nullptr;
+  bool own_lse_ = false;
+  Index keys_at_[2], values_at_[2], flags_at_[2];
+  Index scratch_at_ = 0, scratch_bytes_ = 0, lse_at_ = 0, lse_bytes_ = 0;
 };
 
 }  // namespace
 
 void attention_forward(const Problem& problem, const KernelSet& kernels) {
   if (problem.batch == 0 || problem.heads_q == 0 || problem.queries == 0) return;
-  Forward(problem, kernels).run();
+  Forward(problem, kernels, false).run();
+}
+
+void attention_jvp(const Problem& problem, const KernelSet& kernels) {
+  if (problem.batch == 0 || problem.heads_q == 0 || problem.queries == 0) return;
+  Forward(problem, kernels, true).run();
 }
 
 }  // namespace cattn

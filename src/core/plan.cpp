@@ -1,11 +1,33 @@
 #include "core/plan.h"
 
-#include <algorithm>
-
 #include "core/parallel.h"
 #include "kernels/band.h"
 
 namespace cattn {
+
+BlockRange key_blocks(const Band& band, Index queries, Index key_block) {
+  if (queries == 0) return {};
+  const Index begin = lowest_key(band, 0), end = highest_key(band, queries - 1);
+  if (begin >= end) return {};
+  const Index first = begin / key_block;
+  return {first, ceil_div(end, key_block) - first};
+}
+
+double estimated_scores(const Problem& problem) {
+  double scores = 0;
+  for (Index b = 0; b < problem.batch; ++b) {
+    const Index queries = problem.sequence(b).queries;
+    if (queries == 0) continue;
+    const Band band = problem.band(b);
+    const auto width = [&](Index i) {
+      return static_cast<double>(std::max<Index>(highest_key(band, i) - lowest_key(band, i), 0));
+    };
+    // A band's width is piecewise linear: Simpson's rule is close enough.
+    const double mean = (width(0) + 4 * width(queries / 2) + width(queries - 1)) / 6;
+    scores += static_cast<double>(queries) * mean;
+  }
+  return scores * static_cast<double>(problem.heads_q);
+}
 
 int32_t threads_for(const Problem& problem, double flops) {
   // Waking a team costs some microseconds, in which one core does about this much.
@@ -16,28 +38,29 @@ int32_t threads_for(const Problem& problem, double flops) {
 }
 
 Packing choose_packing(const Problem& problem, int32_t threads) {
-  const Index pairs = problem.batch * problem.heads_kv;
   if (threads == 1) return Packing::per_thread;
-  // Enough pairs to share out evenly, each small enough to be done within a cache.
-  const Index bytes_per_pair = problem.keys * (problem.head_dim + problem.value_dim) * 4;
+  // Enough pairs to share out evenly, each small enough to be done within a cache. Packed sequences
+  // differ in length: as many pairs as the longest would make of the whole.
+  Index longest = problem.keys, pairs = problem.batch * problem.heads_kv;
+  if (problem.packed) {
+    longest = 1;
+    for (Index b = 0; b < problem.batch; ++b) {
+      longest = std::max(longest, problem.sequence(b).keys);
+    }
+    pairs = problem.keys / longest * problem.heads_kv;
+  }
+  const Index bytes_per_pair = longest * (problem.head_dim + problem.value_dim) * 4;
   const bool small = bytes_per_pair <= Index{512} << 10;
   return pairs >= (small ? 4 : 16) * threads ? Packing::per_thread : Packing::shared;
 }
 
-BlockRange key_blocks(const Band& band, Index queries, Index key_block) {
-  const Index begin = lowest_key(band, 0), end = highest_key(band, queries - 1);
-  if (begin >= end) return {};
-  const Index first = begin / key_block;
-  return {first, ceil_div(end, key_block) - first};
-}
-
-Chunks backward_chunks(const Problem& problem, Index key_block) {
+Chunks backward_chunks(Index pairs, Index key_blocks) {
   constexpr Index kBlocksWorthIt = 4;
-  const Index pairs = std::max<Index>(problem.batch * problem.heads_kv, 1);
-  const Index blocks = ceil_div(problem.keys, key_block);
-  const Index wanted = std::clamp<Index>(blocks / kBlocksWorthIt, 1, ceil_div(kMostChunks, pairs));
-  const Index per_chunk = std::max<Index>(ceil_div(blocks, wanted), 1);
-  return {std::max<Index>(ceil_div(blocks, per_chunk), 1), per_chunk};
+  pairs = std::max<Index>(pairs, 1);
+  const Index wanted =
+      std::clamp<Index>(key_blocks / kBlocksWorthIt, 1, ceil_div(kMostChunks, pairs));
+  const Index per_chunk = std::max<Index>(ceil_div(key_blocks, wanted), 1);
+  return {std::max<Index>(ceil_div(key_blocks, per_chunk), 1), per_chunk};
 }
 
 }  // namespace cattn

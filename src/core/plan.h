@@ -3,9 +3,21 @@
 // What is computed for a row depends only on the blocks, which depend only on the shape: threads
 // and modes decide who computes, never what, so results are the same to the last bit.
 #pragma once
+#include <algorithm>
+#include <vector>
+
 #include "core/problem.h"
 
 namespace cattn {
+
+// Key blocks that some query of a batch entry may attend.
+struct BlockRange {
+  Index first = 0, count = 0;
+};
+BlockRange key_blocks(const Band& band, Index queries, Index key_block);
+
+// Scores that the bands let through, estimated: over all batch entries and query heads.
+double estimated_scores(const Problem& problem);
 
 // Threads worth waking for `flops` of work.
 int32_t threads_for(const Problem& problem, double flops);
@@ -16,12 +28,6 @@ int32_t threads_for(const Problem& problem, double flops);
 enum class Packing { shared, per_thread };
 Packing choose_packing(const Problem& problem, int32_t threads);
 
-// Key blocks that some query of a batch entry may attend.
-struct BlockRange {
-  Index first = 0, count = 0;
-};
-BlockRange key_blocks(const Band& band, Index queries, Index key_block);
-
 // The backward of one pair is cut into chunks of key blocks, each with a dq of its own, so that few
 // heads still occupy many cores.
 inline constexpr Index kMostChunks = 32;
@@ -29,6 +35,15 @@ struct Chunks {
   Index count;             // at least 1
   Index blocks_per_chunk;  // of the key blocks
 };
-Chunks backward_chunks(const Problem& problem, Index key_block);
+Chunks backward_chunks(Index pairs, Index key_blocks);
+
+// Finds the batch entry of an item in work that is numbered entry after entry: `first` is the
+// member that holds the first number of an entry. Entries without items are never found.
+template <class Entry>
+const Entry& entry_of(const std::vector<Entry>& entries, Index Entry::* first, Index item) {
+  const auto after = std::upper_bound(entries.begin(), entries.end(), item,
+                                      [&](Index i, const Entry& e) { return i < e.*first; });
+  return *(after - 1);
+}
 
 }  // namespace cattn

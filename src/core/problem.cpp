@@ -1,371 +1,443 @@
 #include "core/problem.h"
 
 #include <cmath>
-#include <cstring>
+#include <limits>
 #include <string>
-#include <utility>
 
+#include "core/dropout.h"
 #include "core/error.h"
+#include "core/scalar.h"
 
 namespace cattn {
 namespace {
 
-std::string dtype_text(int32_t dtype) {
-  switch (dtype) {
-    case CATTN_FLOAT32: return "float32";
-    case CATTN_FLOAT64: return "float64";
-    case CATTN_BOOL: return "bool";
-    case CATTN_INT64: return "int64";
-    default: return "dtype " + std::to_string(dtype);
-  }
-}
+// Far enough that no query reaches the end, small enough that adding to it cannot overflow.
+constexpr Index kUnbounded = Index{1} << 60;
 
-Index dtype_size(int32_t dtype) {
-  switch (dtype) {
-    case CATTN_FLOAT32: return 4;
-    case CATTN_BOOL: return 1;
-    default: return 8;
-  }
-}
+Index clamped(Index x) { return x < -kUnbounded ? -kUnbounded : x > kUnbounded ? kUnbounded : x; }
 
-bool given(const cattn_array& a) { return a.data != nullptr; }
-
-// The arrays that have a layout: (..., L, H, D) becomes (..., H, L, D) and the other way round.
-void exchange_layout(cattn_array& a) {
-  if (a.ndim < 3 || a.ndim > CATTN_MAX_NDIM) return;
-  std::swap(a.shape[a.ndim - 2], a.shape[a.ndim - 3]);
-  std::swap(a.strides[a.ndim - 2], a.strides[a.ndim - 3]);
-}
-
-// An argument for messages: its name and its shape as the caller gave it.
-std::string described(const char* name, const cattn_array& a) {
-  return std::string(name) + ": shape " + shape_text(a);
-}
-
-void check_array(const char* name, const cattn_array& a, int least_ndim) {
-  if (a.ndim < 0 || a.ndim > CATTN_MAX_NDIM) {
-    value_error(std::string(name) + ": has " + std::to_string(a.ndim) + " axes, expected at most " +
-                std::to_string(CATTN_MAX_NDIM));
-  }
-  if (a.ndim < least_ndim) {
-    value_error(described(name, a) + " has too few axes, expected at least " +
-                std::to_string(least_ndim));
-  }
-  // Offsets of elements, in bytes and from either end, must fit into an Index.
-  Index count = 1, extent = 1;
-  bool fits = true;
-  for (int i = 0; i < a.ndim; ++i) {
-    const Index n = a.shape[i];
-    if (n < 0) value_error(described(name, a) + " has a negative axis");
-    if (n <= 1) continue;
-    Index step, length;
-    fits = fits && !__builtin_mul_overflow(count, n, &count) &&
-           !__builtin_mul_overflow(a.strides[i], a.strides[i] < 0 ? -1 : 1, &step) &&
-           !__builtin_mul_overflow(step, n - 1, &length) &&
-           !__builtin_add_overflow(extent, length, &extent);
-  }
-  const Index size = dtype_size(a.dtype);
-  Index bytes;
-  if (!fits || __builtin_mul_overflow(count, size, &bytes) ||
-      __builtin_mul_overflow(extent, size, &bytes)) {
-    value_error(described(name, a) + ": its sizes or strides do not fit into 64 bits");
-  }
-}
-
-// Size of the axis that is `from_end` places before the end, 1 where the array has none.
-Index axis(const cattn_array& a, int from_end) {
-  return a.ndim >= from_end ? a.shape[a.ndim - from_end] : 1;
-}
-
-// Builds the broadcast batch shape from those of q, k and v.
-class BatchShape {
- public:
-  void join(const char* name, const cattn_array& a, int inner) {
-    const int n = a.ndim > inner ? a.ndim - inner : 0;
-    if (n > ndim_) {
-      for (int i = 0; i < ndim_; ++i) shape_[n - 1 - i] = shape_[ndim_ - 1 - i];
-      for (int i = 0; i < n - ndim_; ++i) shape_[i] = 1;
-      ndim_ = n;
-    }
-    for (int i = 0; i < n; ++i) {
-      Index& mine = shape_[ndim_ - 1 - i];
-      const Index theirs = a.shape[n - 1 - i];
-      if (mine == 1) {
-        mine = theirs;
-      } else if (theirs != 1 && theirs != mine) {
-        value_error(described(name, a) + " does not broadcast: its leading axes meet " + text());
-      }
-    }
-  }
-  std::string text() const {
-    cattn_array a{};
-    a.ndim = ndim_;
-    for (int i = 0; i < ndim_; ++i) a.shape[i] = shape_[i];
-    return shape_text(a);
-  }
-  int ndim_ = 0;
-  std::array<Index, kMaxBatchNdim> shape_{};
-};
-
-// The view of an array whose last `inner` axes are some of (head, row, col); batch axes broadcast.
-struct Inner {
-  bool head, row, col;
-  int count() const { return head + row + col; }
-};
-
-View make_view(const char* name, const cattn_array& a, const BatchShape& batch, Inner inner,
-               bool full_batch) {
-  View view;
-  view.data = static_cast<char*>(a.data);
-  view.element_size = dtype_size(a.dtype);
-  int at = a.ndim - 1;
-  const auto stride = [&](bool wanted) -> Index {
-    if (!wanted || at < 0) return 0;
-    const Index s = a.shape[at] == 1 ? 0 : a.strides[at];
-    --at;
-    return s;
-  };
-  view.col_stride = stride(inner.col);
-  view.row_stride = stride(inner.row);
-  view.head_stride = stride(inner.head);
-  if (at + 1 > batch.ndim_) {
-    value_error(described(name, a) + " has more leading axes than " + batch.text());
-  }
-  for (int i = 0; i < batch.ndim_; ++i) {
-    const int mine = at - i, b = batch.ndim_ - 1 - i;
-    view.batch_strides[static_cast<size_t>(b)] = 0;
-    if (mine < 0) {
-      if (full_batch && batch.shape_[b] != 1) {
-        value_error(described(name, a) + " lacks leading axes, expected " + batch.text());
-      }
-      continue;
-    }
-    const Index n = a.shape[mine];
-    if (n != batch.shape_[b] && (full_batch || n != 1)) {
-      value_error(described(name, a) + " does not fit the leading axes " + batch.text());
-    }
-    view.batch_strides[static_cast<size_t>(b)] = n == 1 ? 0 : a.strides[mine];
-  }
-  return view;
-}
-
-void check_dtype(const char* name, const cattn_array& a, int32_t expected, const char* whose) {
-  if (a.dtype != expected) {
-    type_error(std::string(name) + ": dtype " + dtype_text(a.dtype) + ", expected " +
-               dtype_text(expected) + whose);
-  }
-}
-
-void check_contiguous(const char* name, const cattn_array& a) {
-  bool empty = false;
-  for (int i = 0; i < a.ndim; ++i) empty = empty || a.shape[i] == 0;
-  if (!empty && a.ndim > 0 && a.shape[a.ndim - 1] > 1 && a.strides[a.ndim - 1] != 1) {
-    value_error(std::string(name) + ": the last axis must be contiguous");
-  }
-}
-
-void check_axis(const char* name, const cattn_array& a, int from_end, Index expected,
-                const char* what) {
-  if (axis(a, from_end) != expected) {
-    value_error(described(name, a) + " has " + std::to_string(axis(a, from_end)) + " " + what +
-                ", expected " + std::to_string(expected));
-  }
-}
+constexpr Inner kMatrix{true, true, true}, kRowVector{true, true, false},
+    kHeadVector{true, false, false}, kNumber{false, false, false};
 
 }  // namespace
 
-Problem::Problem(const cattn_attention& given_problem, Direction direction) {
-  cattn_attention p = given_problem;
-  blhd = (p.flags & CATTN_BLHD) != 0;
-  if (blhd) {
-    for (cattn_array* a : {&p.q, &p.k, &p.v, &p.out, &p.dout, &p.dq, &p.dk, &p.dv}) {
-      exchange_layout(*a);
+// Reads the caller's struct into a Problem, a group of arguments at a time.
+struct Problem::Reader {
+  Reader(Problem& problem, const cattn_attention& given_problem) : o(problem), p(given_problem) {
+    o.blhd = (p.flags & CATTN_BLHD) != 0;
+    o.packed = given(p.cu_seqlens_q) || given(p.cu_seqlens_k);
+    if (o.packed) o.blhd = true;  // (total, H, D) is (L, H, D)
+    if (o.blhd) {
+      for (cattn_array* a : {&p.q, &p.k, &p.v, &p.out, &p.dout, &p.dq, &p.dk, &p.dv, &p.q_tangent,
+                             &p.k_tangent, &p.v_tangent, &p.out_tangent}) {
+        exchange_layout(*a);
+      }
     }
   }
-  const auto shown = [&](const cattn_array& a) {
-    cattn_array original = a;
-    if (blhd) exchange_layout(original);
-    return shape_text(original);
-  };
-  const bool backward = direction == Direction::backward;
-  const auto require = [](const char* name, const cattn_array& a) {
-    if (!given(a)) value_error(std::string(name) + ": is required");
-  };
-  require("q", p.q);
-  require("k", p.k);
-  require("v", p.v);
-  if (direction != Direction::inputs_only) require("out", p.out);
-  if (backward) {
-    require("dout", p.dout);
-    require("lse", p.lse);
+
+  // ---- q, k, v: they give the sizes ----
+
+  void read_inputs() {
+    for (const auto& [name, a] : {std::pair{"q", &p.q}, {"k", &p.k}, {"v", &p.v}}) {
+      require(name, *a);
+    }
+    o.dtype = p.q.dtype;
+    switch (o.dtype) {
+      case CATTN_FLOAT32:
+      case CATTN_FLOAT64:
+      case CATTN_FLOAT16:
+      case CATTN_BFLOAT16: break;
+      default:
+        type_error("q: dtype " + dtype_text(o.dtype) +
+                   ", expected float32, float64, float16 or bfloat16");
+    }
+    check_dtype("k", p.k, o.dtype, " like q");
+    check_dtype("v", p.v, o.dtype, " like q");
+    for (const auto& [name, a] : {std::pair{"q", &p.q}, {"k", &p.k}, {"v", &p.v}}) {
+      check_array(name, *a, 2);
+      if (o.packed && a->ndim != 3) {
+        value_error(std::string(name) + ": shape " + shown(*a) +
+                    ", expected three axes (total, heads, size) for packed sequences");
+      }
+    }
+    o.head_dim = axis(p.q, 1);
+    o.value_dim = axis(p.v, 1);
+    o.queries = axis(p.q, 2);
+    o.keys = axis(p.k, 2);
+    o.heads_q = axis(p.q, 3);
+    o.heads_kv = axis(p.k, 3);
+    if (o.head_dim < 1) {
+      value_error("q: shape " + shown(p.q) + ": the head size must be at least 1");
+    }
+    if (o.value_dim < 1) {
+      value_error("v: shape " + shown(p.v) + ": the value size must be at least 1");
+    }
+    const auto fit = [&](const char* name, const cattn_array& a, const char* of,
+                         const cattn_array& b, int from_end, const char* what) {
+      if (axis(a, from_end) == axis(b, from_end)) return;
+      value_error(std::string(name) + ": shape " + shown(a) + " does not fit " + of + "'s " +
+                  shown(b) + ": the " + what + " must agree, expected " +
+                  std::to_string(axis(b, from_end)));
+    };
+    fit("k", p.k, "q", p.q, 1, "last axes (head size)");
+    fit("v", p.v, "k", p.k, 2, "number of keys");
+    fit("v", p.v, "k", p.k, 3, "number of heads");
+    if (o.heads_kv == 0 ? o.heads_q != 0 : o.heads_q % o.heads_kv != 0) {
+      value_error("k: shape " + shown(p.k) + " does not fit q's " + shown(p.q) + ": " +
+                  std::to_string(o.heads_q) + " query heads are not a multiple of " +
+                  std::to_string(o.heads_kv) + " key heads");
+    }
+    o.single_head = p.q.ndim == 2 && p.k.ndim == 2 && p.v.ndim == 2;
+    o.group = o.heads_kv == 0 ? 1 : o.heads_q / o.heads_kv;
+
+    arrays.join("q", p.q, 3);
+    arrays.join("k", p.k, 3);
+    arrays.join("v", p.v, 3);
+    o.q = input("q", p.q);
+    o.k = input("k", p.k);
+    o.v = input("v", p.v);
   }
 
-  dtype = p.q.dtype;
-  if (dtype != CATTN_FLOAT32 && dtype != CATTN_FLOAT64) {
-    type_error("q: dtype " + dtype_text(dtype) + ", expected float32 or float64");
-  }
-  check_dtype("k", p.k, dtype, " like q");
-  check_dtype("v", p.v, dtype, " like q");
-  check_array("q", p.q, 2);
-  check_array("k", p.k, 2);
-  check_array("v", p.v, 2);
-
-  head_dim = axis(p.q, 1);
-  value_dim = axis(p.v, 1);
-  queries = axis(p.q, 2);
-  keys = axis(p.k, 2);
-  heads_q = axis(p.q, 3);
-  heads_kv = axis(p.k, 3);
-  if (head_dim < 1) value_error("q: shape " + shown(p.q) + ": the head size must be at least 1");
-  if (value_dim < 1) value_error("v: shape " + shown(p.v) + ": the value size must be at least 1");
-  if (axis(p.k, 1) != head_dim) {
-    value_error("k: shape " + shown(p.k) + " does not fit q's " + shown(p.q) +
-                ": the last axes (head size) must agree, expected " + std::to_string(head_dim));
-  }
-  if (axis(p.v, 2) != keys) {
-    value_error("v: shape " + shown(p.v) + " does not fit k's " + shown(p.k) +
-                ": the number of keys must agree, expected " + std::to_string(keys));
-  }
-  if (axis(p.v, 3) != heads_kv) {
-    value_error("v: shape " + shown(p.v) + " does not fit k's " + shown(p.k) +
-                ": the number of heads must agree, expected " + std::to_string(heads_kv));
-  }
-  if (heads_kv == 0 ? heads_q != 0 : heads_q % heads_kv != 0) {
-    value_error("k: shape " + shown(p.k) + " does not fit q's " + shown(p.q) + ": " +
-                std::to_string(heads_q) + " query heads are not a multiple of " +
-                std::to_string(heads_kv) + " key heads");
-  }
-  single_head = p.q.ndim == 2 && p.k.ndim == 2 && p.v.ndim == 2;
-  group = heads_kv == 0 ? 1 : heads_q / heads_kv;
-
-  BatchShape shape;
-  shape.join("q", p.q, 3);
-  shape.join("k", p.k, 3);
-  shape.join("v", p.v, 3);
-  batch_ndim = shape.ndim_;
-  batch_shape = shape.shape_;
-  for (int i = 0; i < batch_ndim; ++i) {
-    batch = checked_multiply(batch, batch_shape[static_cast<size_t>(i)]);
-  }
-  // Everything that is allocated or indexed is a product of some of these.
-  checked_multiply(checked_multiply(checked_multiply(batch, heads_q + 1), queries + keys + 1),
-                   checked_multiply(16, head_dim + value_dim));
-
-  const Inner matrix{true, true, true}, row_vector{true, true, false};
-  const auto input = [&](const char* name, const cattn_array& a) {
+  View input(const char* name, const cattn_array& a) const {
     check_contiguous(name, a);
-    return make_view(name, a, shape, matrix, false);
-  };
-  q = input("q", p.q);
-  k = input("k", p.k);
-  v = input("v", p.v);
+    return make_view(name, a, arrays, kMatrix, false);
+  }
+
+  // ---- the batch entries: leading axes, or packed sequences ----
+
+  void read_entries() {
+    o.batch_shape = arrays;
+    if (o.packed) {
+      require("cu_seqlens_q", p.cu_seqlens_q);
+      require("cu_seqlens_k", p.cu_seqlens_k);
+      if (given(p.kv_lengths)) {
+        value_error("kv_lengths: cannot go together with cu_seqlens_k, which gives the lengths");
+      }
+      o.batch_shape = {1, {starts("cu_seqlens_q", p.cu_seqlens_q, o.queries, "q", o.starts_q) - 1}};
+      const Index n = starts("cu_seqlens_k", p.cu_seqlens_k, o.keys, "k", o.starts_k) - 1;
+      if (n != o.batch_shape.shape[0]) {
+        value_error(described("cu_seqlens_k", p.cu_seqlens_k) + ", expected cu_seqlens_q's " +
+                    shape_text(p.cu_seqlens_q));
+      }
+      // The arrays have no axis of sequences: every sequence reads the same ones.
+      for (View* view : {&o.q, &o.k, &o.v}) view->batch_strides[0] = 0;
+    }
+    for (int i = 0; i < o.batch_shape.ndim; ++i) {
+      o.batch = checked_multiply(o.batch, o.batch_shape.shape[i]);
+    }
+    // Everything that is allocated or indexed is a product of some of these.
+    checked_multiply(
+        checked_multiply(checked_multiply(o.batch, o.heads_q + 1), o.queries + o.keys + 1),
+        checked_multiply(16, o.head_dim + o.value_dim));
+    if (given(p.kv_lengths)) {
+      o.kv_lengths = per_entry("kv_lengths", p.kv_lengths);
+      for (Index b = 0; b < o.batch; ++b) {
+        const int64_t length = o.integer(o.kv_lengths, b);
+        if (length < 0 || length > o.keys) {
+          value_error("kv_lengths: contains " + std::to_string(length) + ", expected 0 to " +
+                      std::to_string(o.keys) + ", the number of keys");
+        }
+      }
+    }
+  }
+
+  // Checks cu_seqlens and returns how many numbers it has.
+  Index starts(const char* name, const cattn_array& a, Index total, const char* of,
+               View& view) const {
+    check_dtype(name, a, CATTN_INT64, "");
+    check_array(name, a, 1);
+    if (a.ndim != 1 || a.shape[0] < 1) {
+      value_error(described(name, a) + ", expected (sequences + 1,)");
+    }
+    view = make_view(name, a, {1, {a.shape[0]}}, kNumber, true);
+    const auto value = [&](Index n) {
+      return load_element<int64_t>(view.data + n * view.batch_strides[0] * view.element_size);
+    };
+    const auto wrong = [&](Index n, const std::string& expected) {
+      value_error(std::string(name) + ": element " + std::to_string(n) + " is " +
+                  std::to_string(value(n)) + ", expected " + expected);
+    };
+    if (value(0) != 0) wrong(0, "0");
+    for (Index n = 1; n < a.shape[0]; ++n) {
+      if (value(n) < value(n - 1)) {
+        wrong(n, "at least the one before, " + std::to_string(value(n - 1)));
+      }
+    }
+    const Index last = a.shape[0] - 1;
+    if (value(last) != total) {
+      wrong(last, std::to_string(total) + ", the number of rows of " + of);
+    }
+    return a.shape[0];
+  }
+
+  // One integer per batch entry.
+  View per_entry(const char* name, const cattn_array& a) const {
+    check_dtype(name, a, CATTN_INT64, "");
+    check_array(name, a, 0);
+    return make_view(name, a, o.batch_shape, kNumber, false);
+  }
+
+  // ---- outputs, and what the backward reads of them ----
+
+  bool is_half() const { return o.dtype != CATTN_FLOAT32 && o.dtype != CATTN_FLOAT64; }
 
   // An array (batch..., heads, rows, cols) of which nothing is broadcast.
-  const auto exact = [&](const char* name, const cattn_array& a, Index heads, Index rows,
-                         Index cols) {
+  View exact(const char* name, const cattn_array& a, Index heads, Index rows, Index cols,
+             bool may_be_wide = false) const {
     if (!given(a)) return View{};
-    check_dtype(name, a, dtype, " like q");
+    if (!(may_be_wide && is_half() && a.dtype == CATTN_FLOAT32)) {
+      check_dtype(name, a, o.dtype, " like q");
+    }
     check_array(name, a, 2);
     check_axis(name, a, 1, cols, "columns");
     check_axis(name, a, 2, rows, "rows");
     check_axis(name, a, 3, heads, "heads");
     check_contiguous(name, a);
-    return make_view(name, a, shape, matrix, true);
-  };
-  const auto exact_rows = [&](const char* name, const cattn_array& a) {
+    return shared_by_sequences(make_view(name, a, arrays, kMatrix, true));
+  }
+  View exact_rows(const char* name, const cattn_array& a) const {
     if (!given(a)) return View{};
-    check_dtype(name, a, dtype, " like q");
+    const bool half = is_half();
+    check_dtype(name, a, half ? CATTN_FLOAT32 : o.dtype, half ? " for half types" : " like q");
     check_array(name, a, 1);
-    check_axis(name, a, 1, queries, "rows");
-    check_axis(name, a, 2, heads_q, "heads");
-    return make_view(name, a, shape, row_vector, true);
-  };
-  out = exact("out", p.out, heads_q, queries, value_dim);
-  lse = exact_rows("lse", p.lse);
-  if (backward) {
-    dout = exact("dout", p.dout, heads_q, queries, value_dim);
-    dlse = exact_rows("dlse", p.dlse);
-    dq = exact("dq", p.dq, heads_q, queries, head_dim);
-    dk = exact("dk", p.dk, heads_kv, keys, head_dim);
-    dv = exact("dv", p.dv, heads_kv, keys, value_dim);
-  } else {
-    weights = exact("weights", p.weights, heads_q, queries, keys);
+    check_axis(name, a, 1, o.queries, "rows");
+    check_axis(name, a, 2, o.heads_q, "heads");
+    return shared_by_sequences(make_view(name, a, arrays, kRowVector, true));
+  }
+  View shared_by_sequences(View view) const {
+    if (o.packed) view.batch_strides[0] = 0;
+    return view;
   }
 
+  void read_outputs(Direction direction) {
+    if (direction == Direction::inputs_only) return;
+    require("out", p.out);
+    o.out = exact("out", p.out, o.heads_q, o.queries, o.value_dim);
+    if (direction == Direction::backward) {
+      require("dout", p.dout);
+      require("lse", p.lse);
+      o.dout = exact("dout", p.dout, o.heads_q, o.queries, o.value_dim);
+      o.dlse = exact_rows("dlse", p.dlse);
+      o.dq = exact("dq", p.dq, o.heads_q, o.queries, o.head_dim, true);
+      o.dk = exact("dk", p.dk, o.heads_kv, o.keys, o.head_dim, true);
+      o.dv = exact("dv", p.dv, o.heads_kv, o.keys, o.value_dim, true);
+    } else {
+      o.weights = exact("weights", p.weights, o.heads_q, o.queries, o.keys);
+    }
+    o.lse = exact_rows("lse", p.lse);
+  }
+
+  void read_tangents() {
+    o.q_tangent = tangent("dq", p.q_tangent, "q", p.q);
+    o.k_tangent = tangent("dk", p.k_tangent, "k", p.k);
+    o.v_tangent = tangent("dv", p.v_tangent, "v", p.v);
+    require("out_tangent", p.out_tangent);
+    o.out_tangent = exact("out_tangent", p.out_tangent, o.heads_q, o.queries, o.value_dim);
+  }
+  View tangent(const char* name, const cattn_array& a, const char* of, const cattn_array& like) {
+    require(name, a);
+    check_dtype(name, a, o.dtype, " like q");
+    check_array(name, a, 2);
+    check_same_shape(name, a, of, like);
+    return shared_by_sequences(input(name, a));
+  }
+  void check_same_shape(const char* name, const cattn_array& a, const char* of,
+                        const cattn_array& like) const {
+    bool same = a.ndim == like.ndim;
+    for (int i = 0; same && i < a.ndim; ++i) same = a.shape[i] == like.shape[i];
+    if (!same) {
+      value_error(std::string(name) + ": shape " + shown(a) + ", expected " + of + "'s " +
+                  shown(like));
+    }
+  }
+
+  // ---- mask and bias ----
+
   // Right-aligned broadcast to (..., Hq, Lq, Lk).
-  const auto plane = [&](const char* name, const cattn_array& a) {
+  View plane(const char* name, const cattn_array& a) const {
     check_array(name, a, 0);
-    const Index full[] = {keys, queries, heads_q};
+    const Index full[] = {o.keys, o.queries, o.heads_q};
     for (int i = 0; i < 3; ++i) {
       const Index n = axis(a, i + 1);
       if (n != 1 && n != full[i]) {
-        value_error(described(name, a) + " does not broadcast to (..., " + std::to_string(heads_q) +
-                    ", " + std::to_string(queries) + ", " + std::to_string(keys) + "): expected " +
-                    std::to_string(full[i]) + " or 1, not " + std::to_string(n));
+        value_error(described(name, a) + " does not broadcast to (..., " +
+                    std::to_string(o.heads_q) + ", " + std::to_string(o.queries) + ", " +
+                    std::to_string(o.keys) + "): expected " + std::to_string(full[i]) +
+                    " or 1, not " + std::to_string(n));
       }
     }
-    return make_view(name, a, shape, matrix, false);
-  };
-  if (given(p.mask)) {
-    check_dtype("mask", p.mask, CATTN_BOOL, " (True = may attend)");
-    mask = plane("mask", p.mask);
-  }
-  if (given(p.bias)) {
-    if (p.bias.dtype != CATTN_FLOAT32) check_dtype("bias", p.bias, dtype, " like q, or float32");
-    bias = plane("bias", p.bias);
-    bias_is_float32 = p.bias.dtype == CATTN_FLOAT32;
-  }
-  if (backward && given(p.dbias)) {
-    if (!given(p.bias)) value_error("dbias: there is no bias to differentiate");
-    check_dtype("dbias", p.dbias, p.bias.dtype, " like bias");
-    dbias_array = p.dbias;
-    dbias = plane("dbias", p.dbias);
-    bool same = p.dbias.ndim == p.bias.ndim;
-    for (int i = 0; same && i < p.bias.ndim; ++i) same = p.dbias.shape[i] == p.bias.shape[i];
-    if (!same) value_error(described("dbias", p.dbias) + ", expected bias's " + shape_text(p.bias));
-    bias_cols_broadcast = axis(p.bias, 1) == 1;
-    bias_rows_broadcast = axis(p.bias, 2) == 1;
-    bias_heads_broadcast = axis(p.bias, 3) == 1;
+    return shared_by_sequences(make_view(name, a, arrays, kMatrix, false));
   }
 
-  if ((p.flags & ~uint32_t{CATTN_CAUSAL | CATTN_HAS_SCALE | CATTN_BLHD}) != 0) {
-    value_error("flags: is " + std::to_string(p.flags) + ", which this version does not know");
-  }
-  causal = (p.flags & CATTN_CAUSAL) != 0;
-  if (given(p.causal_offset)) {
-    if (!causal) value_error("causal_offset: has a meaning only with causal=True");
-    check_dtype("causal_offset", p.causal_offset, CATTN_INT64, "");
-    check_array("causal_offset", p.causal_offset, 0);
-    causal_offset =
-        make_view("causal_offset", p.causal_offset, shape, Inner{false, false, false}, false);
-  }
-
-  if (p.flags & CATTN_HAS_SCALE) {
-    scale = p.scale;
-    if (!std::isfinite(scale)) {
-      value_error("scale: is " + std::to_string(scale) + ", expected a finite number");
+  void read_planes(bool backward) {
+    if (given(p.mask)) {
+      check_dtype("mask", p.mask, CATTN_BOOL, " (True = may attend)");
+      o.mask = plane("mask", p.mask);
     }
-  } else {
-    scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
+    if (given(p.bias)) {
+      check_parameter_dtype("bias", p.bias);
+      o.bias = plane("bias", p.bias);
+      o.bias_storage = storage_of(p.bias.dtype);
+    }
+    if (backward && given(p.dbias)) {
+      if (!given(p.bias)) value_error("dbias: there is no bias to differentiate");
+      check_dtype("dbias", p.dbias, p.bias.dtype, " like bias");
+      check_plain_same_shape("dbias", p.dbias, "bias", p.bias);
+      o.dbias_array = p.dbias;
+      o.dbias = plane("dbias", p.dbias);
+      o.bias_cols_broadcast = axis(p.bias, 1) == 1;
+      o.bias_rows_broadcast = axis(p.bias, 2) == 1;
+      o.bias_heads_broadcast = axis(p.bias, 3) == 1;
+    }
   }
-  num_threads = p.num_threads;
-  if (num_threads < 0) {
-    value_error("num_threads: is " + std::to_string(num_threads) + ", expected at least 1");
+  void check_parameter_dtype(const char* name, const cattn_array& a) const {
+    if (a.dtype != CATTN_FLOAT32) check_dtype(name, a, o.dtype, " like q, or float32");
   }
-  executor = p.executor;
+  static void check_plain_same_shape(const char* name, const cattn_array& a, const char* of,
+                                     const cattn_array& like) {
+    bool same = a.ndim == like.ndim;
+    for (int i = 0; same && i < a.ndim; ++i) same = a.shape[i] == like.shape[i];
+    if (!same) {
+      value_error(described(name, a) + ", expected " + of + "'s " + shape_text(like));
+    }
+  }
+
+  // ---- options ----
+
+  void read_options(bool backward) {
+    constexpr uint32_t known = CATTN_CAUSAL | CATTN_HAS_SCALE | CATTN_BLHD | CATTN_HAS_SOFTCAP;
+    if ((p.flags & ~known) != 0) {
+      value_error("flags: is " + std::to_string(p.flags) + ", which this version does not know");
+    }
+    read_scores();
+    read_positions();
+    read_softmax(backward);
+    if (p.num_threads < 0) {
+      value_error("num_threads: is " + std::to_string(p.num_threads) + ", expected at least 1");
+    }
+    o.num_threads = p.num_threads;
+    o.executor = p.executor;
+  }
+
+  void read_scores() {
+    o.scale = 1.0 / std::sqrt(static_cast<double>(o.head_dim));
+    if (p.flags & CATTN_HAS_SCALE) {
+      o.scale = p.scale;
+      if (!std::isfinite(o.scale)) {
+        value_error("scale: is " + std::to_string(o.scale) + ", expected a finite number");
+      }
+    }
+    if (p.flags & CATTN_HAS_SOFTCAP) {
+      o.softcap = p.softcap;
+      if (!(o.softcap > 0) || !std::isfinite(o.softcap)) {
+        value_error("softcap: is " + std::to_string(o.softcap) +
+                    ", expected a finite number above 0");
+      }
+    }
+  }
+
+  void read_positions() {
+    o.causal = (p.flags & CATTN_CAUSAL) != 0;
+    o.window_left = p.window_left;
+    o.window_right = p.window_right;
+    for (const Index side : {o.window_left, o.window_right}) {
+      if (side < -1) {
+        value_error("window: contains " + std::to_string(side) +
+                    ", expected at least 0, or -1 for unbounded");
+      }
+    }
+    const bool window = o.window_left >= 0 || o.window_right >= 0;
+    if (given(p.alibi_slopes)) {
+      check_parameter_dtype("alibi_slopes", p.alibi_slopes);
+      check_array("alibi_slopes", p.alibi_slopes, 1);
+      check_axis("alibi_slopes", p.alibi_slopes, 1, o.heads_q, "heads");
+      o.alibi_slopes = make_view("alibi_slopes", p.alibi_slopes, o.batch_shape, kHeadVector, false);
+      o.slopes_storage = storage_of(p.alibi_slopes.dtype);
+      for (Index b = 0; b < o.batch; ++b) {
+        for (Index h = 0; h < o.heads_q; ++h) {
+          const double slope = load_scalar(o.at(o.alibi_slopes, b, h, 0), o.slopes_storage);
+          if (!std::isfinite(slope)) {
+            value_error("alibi_slopes: contains " + std::to_string(slope) +
+                        ", expected finite numbers");
+          }
+        }
+      }
+    }
+    if (given(p.causal_offset)) {
+      if (!o.causal && !window && !given(p.alibi_slopes)) {
+        value_error("causal_offset: has a meaning only with causal, window or alibi_slopes");
+      }
+      o.causal_offset = per_entry("causal_offset", p.causal_offset);
+    }
+  }
+
+  void read_softmax(bool backward) {
+    if (given(p.sinks)) {
+      check_parameter_dtype("sinks", p.sinks);
+      check_array("sinks", p.sinks, 1);
+      if (p.sinks.ndim != 1) {
+        value_error(described("sinks", p.sinks) + ", expected (" + std::to_string(o.heads_q) +
+                    ",)");
+      }
+      check_axis("sinks", p.sinks, 1, o.heads_q, "heads");
+      o.sinks = make_view("sinks", p.sinks, {}, kHeadVector, false);
+      o.sinks_storage = storage_of(p.sinks.dtype);
+    }
+    if (backward && given(p.dsinks)) {
+      if (!given(p.sinks)) value_error("dsinks: there are no sinks to differentiate");
+      check_dtype("dsinks", p.dsinks, p.sinks.dtype, " like sinks");
+      check_array("dsinks", p.dsinks, 1);
+      check_plain_same_shape("dsinks", p.dsinks, "sinks", p.sinks);
+      o.dsinks_array = p.dsinks;
+    }
+    o.dropout = dropout_of(p.dropout, p.seed);
+    if (o.dropout.on && (o.batch > kMostWord || o.heads_q > kMostWord || o.queries > kMostWord ||
+                         o.keys > kMostWord)) {
+      value_error("dropout: an axis is longer than 2^32, beyond which it would repeat");
+    }
+  }
+  static constexpr Index kMostWord = Index{1} << 32;
+
+  // ---- helpers ----
+
+  static void require(const char* name, const cattn_array& a) {
+    if (!given(a)) value_error(std::string(name) + ": is required");
+  }
+  // A shape as the caller gave it.
+  std::string shown(cattn_array a) const {
+    if (o.blhd) exchange_layout(a);
+    return shape_text(a);
+  }
+
+  Problem& o;
+  cattn_attention p;  // in layout (..., H, L, D)
+  BatchShape arrays;  // leading axes of q, k and v
+};
+
+Problem::Problem(const cattn_attention& given_problem, Direction direction) {
+  Reader reader(*this, given_problem);
+  const bool backward = direction == Direction::backward;
+  reader.read_inputs();
+  reader.read_entries();
+  reader.read_outputs(direction);
+  reader.read_planes(backward);
+  reader.read_options(backward);
+  if (direction == Direction::tangent) reader.read_tangents();
 }
 
 void Problem::describe_outputs(cattn_array* out_array, cattn_array* lse_array,
                                cattn_array* weights_array) const {
   const auto describe = [&](cattn_array* a, int inner, Index cols) {
     if (!a) return;
-    a->dtype = dtype;
+    a->dtype = inner == 1 && dtype != CATTN_FLOAT64 ? static_cast<int32_t>(CATTN_FLOAT32) : dtype;
     a->ndim = 0;
     const auto push = [&](Index n) {
       if (a->ndim == CATTN_MAX_NDIM) value_error("q: has too many axes");
       a->shape[a->ndim++] = n;
     };
-    for (int i = 0; i < batch_ndim; ++i) push(batch_shape[static_cast<size_t>(i)]);
+    if (!packed) {
+      for (int i = 0; i < batch_shape.ndim; ++i) push(batch_shape.shape[i]);
+    }
     if (!single_head) push(heads_q);
     push(queries);
     if (inner == 2) push(cols);
@@ -377,29 +449,46 @@ void Problem::describe_outputs(cattn_array* out_array, cattn_array* lse_array,
 }
 
 char* Problem::at(const View& view, Index b, Index h, Index i) const {
-  Index offset = h * view.head_stride + i * view.row_stride;
-  for (int axis_index = batch_ndim - 1; axis_index >= 0 && b > 0; --axis_index) {
-    const auto a = static_cast<size_t>(axis_index);
-    offset += b % batch_shape[a] * view.batch_strides[a];
-    b /= batch_shape[a];
+  return element_at(view, batch_shape, b, h, i);
+}
+
+char* Problem::plane(const View& view, Index b, Index h) const {
+  const Sequence s = sequence(b);
+  return at(view, b, h, s.first_query) + s.first_key * view.col_stride * view.element_size;
+}
+
+int64_t Problem::integer(const View& view, Index b) const {
+  return load_element<int64_t>(at(view, b, 0, 0));
+}
+
+Sequence Problem::sequence(Index b) const {
+  if (packed) {
+    const auto start = [](const View& view, Index n) -> Index {
+      return load_element<int64_t>(view.data + n * view.batch_strides[0] * view.element_size);
+    };
+    const Index first_query = start(starts_q, b), first_key = start(starts_k, b);
+    const Index length = start(starts_k, b + 1) - first_key;
+    return {first_query, start(starts_q, b + 1) - first_query, first_key, length, length};
   }
-  return view.data + offset * view.element_size;
+  return {0, queries, 0, kv_lengths ? integer(kv_lengths, b) : keys, keys};
+}
+
+Index Problem::offset(Index b) const {
+  if (causal_offset) return clamped(integer(causal_offset, b));
+  const Sequence s = sequence(b);
+  return s.keys - s.queries;
 }
 
 Band Problem::band(Index b) const {
-  // Far enough that no query reaches the end, small enough that adding to it cannot overflow.
-  constexpr Index kUnbounded = Index{1} << 60;
-  Band band{-kUnbounded, kUnbounded, keys};
-  if (causal) {
-    Index offset = keys - queries;
-    if (causal_offset) {
-      int64_t given_offset;
-      std::memcpy(&given_offset, at(causal_offset, b, 0, 0), sizeof(given_offset));
-      offset = given_offset < -kUnbounded  ? -kUnbounded
-               : given_offset > kUnbounded ? kUnbounded
-                                           : given_offset;
+  Band band{-kUnbounded, kUnbounded, sequence(b).keys};
+  if (causal || window_left >= 0 || window_right >= 0) {
+    const Index centre = offset(b);
+    if (causal) band.hi_shift = centre + 1;
+    if (window_left >= 0) band.lo_shift = centre - clamped(window_left);
+    if (window_right >= 0) {
+      const Index end = centre + clamped(window_right) + 1;
+      if (end < band.hi_shift) band.hi_shift = end;
     }
-    band.hi_shift = offset + 1;
   }
   return band;
 }
@@ -407,22 +496,22 @@ Band Problem::band(Index b) const {
 ScoreTerms Problem::terms(Index b, Index h) const {
   ScoreTerms terms{};
   terms.scale = scale;
-  if (bias) {
-    terms.bias = {at(bias, b, h, 0), bias.row_stride, bias.col_stride, bias_is_float32};
+  terms.softcap = softcap;
+  if (bias) terms.bias = {plane(bias, b, h), bias.row_stride, bias.col_stride, bias_storage};
+  if (alibi_slopes) {
+    terms.alibi_slope = load_scalar(at(alibi_slopes, b, h, 0), slopes_storage);
+    terms.alibi_shift = offset(b);
   }
-  if (mask) terms.mask = {at(mask, b, h, 0), mask.row_stride, mask.col_stride, false};
+  if (mask) terms.mask = {plane(mask, b, h), mask.row_stride, mask.col_stride, {}};
+  terms.dropout = dropout;
+  terms.dropout.batch = static_cast<uint32_t>(b);
+  terms.dropout.head = static_cast<uint32_t>(h);
   return terms;
 }
 
-double Problem::score_count() const {
-  double per_batch = static_cast<double>(queries) * static_cast<double>(keys);
-  if (causal && !causal_offset) {
-    // Rows see keys - queries + 1 .. keys keys.
-    const double shorter = static_cast<double>(queries < keys ? queries : keys);
-    per_batch =
-        keys >= queries ? per_batch - shorter * (shorter - 1) / 2 : shorter * (shorter + 1) / 2;
-  }
-  return per_batch * static_cast<double>(batch) * static_cast<double>(heads_q);
+double Problem::sink(Index h) const {
+  if (!sinks) return -std::numeric_limits<double>::infinity();
+  return load_scalar(sinks.data + h * sinks.head_stride * sinks.element_size, sinks_storage);
 }
 
 }  // namespace cattn

@@ -9,6 +9,26 @@ namespace cattn {
 
 inline constexpr Index kAlignment = 64;
 
+// Bytes of one element; 8 for codes that validation refuses.
+constexpr Index dtype_size(int32_t dtype) {
+  switch (dtype) {
+    case CATTN_FLOAT32: return 4;
+    case CATTN_FLOAT16:
+    case CATTN_BFLOAT16: return 2;
+    case CATTN_BOOL: return 1;
+    default: return 8;
+  }
+}
+
+constexpr Storage storage_of(int32_t dtype) {
+  switch (dtype) {
+    case CATTN_FLOAT64: return Storage::float64;
+    case CATTN_FLOAT16: return Storage::float16;
+    case CATTN_BFLOAT16: return Storage::bfloat16;
+    default: return Storage::float32;
+  }
+}
+
 constexpr Index ceil_div(Index n, Index d) { return (n + d - 1) / d; }
 
 }  // namespace cattn

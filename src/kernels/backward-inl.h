@@ -1,26 +1,27 @@
 // Backward: one key block against one query block of one head. With s, p, o as in forward and
 // D_i = rowsum(dO_i * O_i) - dlse_i:
 //   dV += P^T dO      dP = dO V^T      dS = P * (dP - D)      dK += dS^T Q      dQ += dS K
-// P is recomputed from the lse, so nothing of size Lq x Lk is kept. The factor `scale` of dQ and dK
-// is applied when the accumulators are flushed.
+// P is recomputed from the lse, so nothing of size Lq x Lk is kept. Dropout drops P in dV and dP in
+// dS; a softcap multiplies dS by its slope on the way to dK and dQ. The factors `scale` of dQ and
+// dK and 1 / (1 - dropout) of dV are applied when the accumulators are flushed.
 
 template <class T>
 struct BackwardScratch {
   using Tiles = typename Tile::Backward<T>;
-  T *probability, *dscore;
-  char* end;
+  T *probability, *dscore, *slope, *end;
 
   CATTN_INLINE explicit BackwardScratch(void* scratch) {
     constexpr Index tile = Tiles::query_block * Tiles::key_block;
     probability = static_cast<T*>(scratch);
     dscore = probability + tile;
-    end = reinterpret_cast<char*>(dscore + tile);
+    slope = dscore + tile;
+    end = slope + tile;
   }
 };
 
 template <class T>
 Index backward_scratch_bytes(Index, Index) {
-  return static_cast<Index>(reinterpret_cast<uintptr_t>(BackwardScratch<T>(nullptr).end));
+  return bytes_up_to(BackwardScratch<T>(nullptr).end);
 }
 
 template <class T>
@@ -46,55 +47,104 @@ CATTN_INLINE void score_gradient_row(const T* p, T* dp, Index begin, Index end, 
   }
 }
 
+// ds = ds * slope, the derivative of a softcap; marks of masked positions stay.
+template <class T>
+CATTN_INLINE void apply_slope_row(T* ds, const T* slope, Index begin, Index end) {
+  using X = Vec<T>;
+  const auto mark = X::set1(kMasked<T>);
+  for (Index c = begin; c < end; c += X::width) {
+    const auto x = X::load(ds + c);
+    X::store(ds + c, X::select(X::same_bits(x, mark), x, X::mul(x, X::load(slope + c))));
+  }
+}
+
+// The products run over rectangles that reach outside the band: marks what was not computed.
+template <class T>
+CATTN_INLINE void mark_outside(const ScoreBlock& block, T* tile) {
+  using X = Vec<T>;
+  constexpr Index stride = Tile::Backward<T>::key_block;
+  for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+    const Range columns = block.columns(r, kRows);
+    const auto [begin, end] = columns.begin < columns.end ? whole_vectors<T>(columns) : Range{0, 0};
+    for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
+      T* const s = tile + row * stride;
+      fill(s, begin, kMasked<T>);
+      fill(s + end, larger(round_up(block.cols, X::width) - end, 0), kMasked<T>);
+    }
+  });
+}
+
+// Adds the score gradients of a block to a tile like it.
+template <class T>
+void add_score_gradients(const ScoreBlock& block, const T* ds, T* sum) {
+  using X = Vec<T>;
+  constexpr Index stride = Tile::Backward<T>::key_block;
+  for (Index r = 0; r < block.rows; ++r) {
+    for (Index c = 0; c < block.cols; c += X::width) {
+      T* const to = sum + r * stride + c;
+      X::store(to, X::add(X::load(to), X::load(ds + r * stride + c)));
+    }
+  }
+}
+
 template <class T>
 void backward(const BackwardTask& t) {
-  using X = Vec<T>;
   using Tiles = typename Tile::Backward<T>;
   constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
   const BackwardScratch<T> scratch(t.scratch);
   const ScoreBlock block{t.rows, t.first_query, t.cols, t.first_key, t.band};
-  const T factor = static_cast<T>(exponent_factor(*t.terms));
+  ScoreTerms terms = *t.terms;
+  if (!terms_of_block(block, terms)) return;
+  const T factor = static_cast<T>(exponent_factor(terms));
   const T* const query = static_cast<const T*>(t.query);
   const T* const grad_out = static_cast<const T*>(t.grad_out);
   const T* const lse = static_cast<const T*>(t.lse);
   const T* const delta = static_cast<const T*>(t.delta);
   T* const p = scratch.probability;
   T* const ds = scratch.dscore;
+  T* const slope = terms.softcap != 0 ? scratch.slope : nullptr;
 
   const bool whole = block.full(0, t.rows, 0, t.cols);
-  const bool masked = !whole || !is_plain(*t.terms);
+  const bool masked = !whole || terms.mask.data || terms.bias.data;
   block_products<T, key_block>(block, query, query_block, static_cast<const T*>(t.key), t.head_dim,
                                p, nullptr);
   block_products<T, key_block>(block, grad_out, query_block, static_cast<const T*>(t.value_t),
                                t.value_dim, ds, nullptr);
-  for_row_tiles(t.rows, [&]<int kRows>(Index r) {
-    const Range columns = block.columns(r, kRows);
-    if (columns.begin >= columns.end) return;
-    const auto [begin, end] = whole_vectors<T>(columns);
-    transform_rows<T, key_block>(block, *t.terms, p, r, kRows, begin, end);
-    for (Index row = r; row < smaller(r + kRows, t.rows); ++row) {
-      if (masked) {
-        exponentiate_row<T, true>(p + row * key_block, begin, end, factor, lse[row], nullptr);
-      } else {
-        exponentiate_row<T, false>(p + row * key_block, begin, end, factor, lse[row], nullptr);
-      }
-      score_gradient_row(p + row * key_block, ds + row * key_block, begin, end, delta[row], masked);
-    }
-  });
-  if (!whole) {
-    // The products below run over rectangles that reach outside the band.
+  const auto gradient_rows = [&]<bool kMark>() {
     for_row_tiles(t.rows, [&]<int kRows>(Index r) {
       const Range columns = block.columns(r, kRows);
-      const auto [begin, end] =
-          columns.begin < columns.end ? whole_vectors<T>(columns) : Range{0, 0};
+      if (columns.begin >= columns.end) return;
+      const auto [begin, end] = whole_vectors<T>(columns);
+      transform_rows<T, key_block>(block, terms, p, r, kRows, begin, end, slope);
       for (Index row = r; row < smaller(r + kRows, t.rows); ++row) {
-        T* const tiles[] = {p, ds};
-        for (T* const tile : tiles) {
-          T* const s = tile + row * key_block;
-          fill(s, begin, kMasked<T>);
-          fill(s + end, larger(round_up(t.cols, X::width) - end, 0), kMasked<T>);
+        T* const p_row = p + row * key_block;
+        T* const ds_row = ds + row * key_block;
+        exponentiate_row<T, kMark>(p_row, begin, end, factor, lse[row], nullptr);
+        if (!terms.dropout.on) {
+          score_gradient_row(p_row, ds_row, begin, end, delta[row], kMark);
+          continue;
         }
+        BlockWords<key_block> random;
+        random.draw(terms.dropout, block, row);
+        drop_gradient_row(ds_row, begin, end, random.words, terms.dropout);
+        score_gradient_row(p_row, ds_row, begin, end, delta[row], kMark);
+        drop_row(p_row, begin, end, random.words, terms.dropout.threshold);
       }
+    });
+  };
+  if (masked) {
+    gradient_rows.template operator()<true>();
+  } else {
+    gradient_rows.template operator()<false>();
+  }
+  if (!whole) {
+    mark_outside(block, p);
+    mark_outside(block, ds);
+  }
+  if (t.dscore) add_score_gradients(block, ds, static_cast<T*>(t.dscore));
+  if (slope) {
+    for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
+      apply_slope_row(ds + row * key_block, slope + row * key_block, begin, end);
     });
   }
 
@@ -106,7 +156,7 @@ void backward(const BackwardTask& t) {
   T* const dk = static_cast<T*>(t.dk);
   T* const dq = static_cast<T*>(t.dq);
   const T* const key_rows = static_cast<const T*>(t.key_rows);
-  if (masked && !t.finite) {
+  if (!t.finite && (masked || terms.dropout.on)) {
     if (dv)
       accumulate_skipping<T>(p_columns, t.cols, grad_out, query_block, t.rows, t.value_dim, dv,
                              key_block);
@@ -116,36 +166,28 @@ void backward(const BackwardTask& t) {
     if (dq)
       accumulate_skipping<T>(ds_rows, t.rows, key_rows, key_block, t.cols, t.head_dim, dq,
                              query_block);
-  } else {
-    if (dv)
-      accumulate_panels<T>(p_columns, t.cols, grad_out, query_block, t.value_dim, dv, key_block,
-                           rows_of);
-    if (dk)
-      accumulate_panels<T>(ds_columns, t.cols, query, query_block, t.head_dim, dk, key_block,
-                           rows_of);
-    if (dq)
-      accumulate_panels<T>(ds_rows, t.rows, key_rows, key_block, t.head_dim, dq, query_block,
-                           columns_of);
+    return;
   }
-  if (t.dscore) {
-    T* const sum = static_cast<T*>(t.dscore);
-    for (Index r = 0; r < t.rows; ++r) {
-      for (Index c = 0; c < t.cols; c += X::width) {
-        T* const to = sum + r * key_block + c;
-        X::store(to, X::add(X::load(to), X::load(ds + r * key_block + c)));
-      }
-    }
-  }
+  if (dv)
+    accumulate_panels<T>(p_columns, t.cols, grad_out, query_block, t.value_dim, dv, key_block,
+                         rows_of);
+  if (dk)
+    accumulate_panels<T>(ds_columns, t.cols, query, query_block, t.head_dim, dk, key_block,
+                         rows_of);
+  if (dq)
+    accumulate_panels<T>(ds_rows, t.rows, key_rows, key_block, t.head_dim, dq, query_block,
+                         columns_of);
 }
 
-template <class T>
+template <class T, class S>
 void row_terms(const RowTermsTask& t) {
   using X = Vec<T>;
   const T* const lse = static_cast<const T*>(t.lse);
   const T* const dlse = static_cast<const T*>(t.dlse);
+  double dsink = 0;
   for (Index r = 0; r < t.rows; ++r) {
-    const T* const dout = static_cast<const T*>(t.grad_out.data) + r * t.grad_out.row_stride;
-    const T* const out = static_cast<const T*>(t.out.data) + r * t.out.row_stride;
+    const S* const dout = static_cast<const S*>(t.grad_out.data) + r * t.grad_out.row_stride;
+    const S* const out = static_cast<const S*>(t.out.data) + r * t.out.row_stride;
     auto sum = X::zero();
     Index c = 0;
     for (; c + X::width <= t.value_dim; c += X::width)
@@ -156,15 +198,20 @@ void row_terms(const RowTermsTask& t) {
     }
     const T row_lse = lse[r * t.lse_stride];
     const bool empty = row_lse == -T(__builtin_inff());
+    const T delta = empty ? T(0) : X::sum_lanes(sum) - (dlse ? dlse[r * t.dlse_stride] : T(0));
     // An empty row has p = 2^(s - inf) = 0.
     static_cast<T*>(t.lse_log2)[r] =
         empty ? T(__builtin_inff()) : static_cast<T>(static_cast<double>(row_lse) * kLog2e);
-    static_cast<T*>(t.delta)[r] =
-        empty ? T(0) : X::sum_lanes(sum) - (dlse ? dlse[r * t.dlse_stride] : T(0));
+    static_cast<T*>(t.delta)[r] = delta;
+    if (t.dsink && !empty) {
+      const double exponent = (t.sink - static_cast<double>(row_lse)) * kLog2e;
+      dsink -= static_cast<double>(exp2_scalar(static_cast<T>(exponent))) * delta;
+    }
   }
+  if (t.dsink) *t.dsink = dsink;
 }
 
-template <class T>
+template <class T, class S>
 void flush(const FlushTask& t) {
   using X = Vec<T>;
   const Index block_rows =
@@ -178,7 +225,7 @@ void flush(const FlushTask& t) {
       for (Index a = 0; a < t.count; ++a)
         x = X::add(x, X::load(static_cast<const T*>(t.accumulators[a]) + panel + r * kPanel<T>));
       x = X::mul(x, factor);
-      T* const out = static_cast<T*>(t.out.data) + r * t.out.row_stride + col;
+      S* const out = static_cast<S*>(t.out.data) + r * t.out.row_stride + col;
       if (n >= X::width) {
         X::store(out, x);
       } else {

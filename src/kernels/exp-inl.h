@@ -45,7 +45,28 @@ CATTN_INLINE typename Vec<T>::V exp2(typename Vec<T>::V x) {
   return X::scale2(p, x, f);
 }
 
-// The same for one number.
+// tanh(x) = t / (t + 2) with t = e^(2|x|) - 1 = 2^n (2^f - 1) + (2^n - 1), where 2^f - 1 comes from
+// the polynomial without its constant, so that small x keep their relative accuracy.
+template <class T>
+CATTN_INLINE typename Vec<T>::V tanh(typename Vec<T>::V x) {
+  using X = Vec<T>;
+  using Poly = Exp2Polynomial<T>;
+  const auto one = X::set1(T(1)), zero = X::zero();
+  const auto magnitude = X::max(x, X::sub(zero, x));
+  // From 20 on it is 1 even in float64; NaN goes through.
+  const auto y = X::mul(X::min(X::set1(T(20)), magnitude), X::set1(T(2 * kLog2e)));
+  const auto f = X::fraction(y);
+  auto p = X::set1(Poly::c[Poly::degree]);
+  CATTN_UNROLL
+  for (int k = Poly::degree - 1; k >= 1; --k) p = X::fma(p, f, X::set1(Poly::c[k]));
+  p = X::mul(p, f);
+  const auto power = X::scale2(one, y, f);
+  const auto t = X::fma(power, p, X::sub(power, one));
+  const auto result = X::div(t, X::add(t, X::set1(T(2))));
+  return X::select(X::greater(zero, x), X::sub(zero, result), result);
+}
+
+// 2^x for one number.
 template <class T>
 CATTN_INLINE T exp2_scalar(T x) {
   T lanes[Vec<T>::width];

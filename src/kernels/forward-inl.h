@@ -9,6 +9,8 @@ template <class T>
 struct ForwardScratch {
   using Tiles = typename Tile::Forward<T>;
   T *query, *score, *out, *sum, *reference, *maximum;
+  // Forward mode (jvp-inl.h) sums these too; null otherwise.
+  T *out_tangent = nullptr, *sum_tangent = nullptr;
 
   CATTN_INLINE ForwardScratch(void* scratch, Index head_dim, Index value_dim) {
     T* p = static_cast<T*>(scratch);
@@ -28,10 +30,15 @@ struct ForwardScratch {
   T* end;
 };
 
+// The bytes of a scratch that was laid out from null.
+template <class T>
+CATTN_INLINE Index bytes_up_to(T* end) {
+  return static_cast<Index>(reinterpret_cast<uintptr_t>(end));
+}
+
 template <class T>
 Index forward_scratch_bytes(Index head_dim, Index value_dim) {
-  const ForwardScratch<T> scratch(nullptr, head_dim, value_dim);
-  return static_cast<Index>(reinterpret_cast<uintptr_t>(scratch.end));
+  return bytes_up_to(ForwardScratch<T>(nullptr, head_dim, value_dim).end);
 }
 
 template <class T>
@@ -77,13 +84,17 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T ma
   scratch.reference[r] = maximum;
   if (old == -T(__builtin_inff())) return;  // nothing summed yet
   const auto factor = exp2<T>(X::set1(old - maximum));
-  T* const sum = scratch.sum + r * X::width;
-  X::store(sum, X::mul(X::load(sum), factor));
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
-  for (Index col = 0; col < value_dim; col += X::width) {
-    T* const p = scratch.out + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
-    X::store(p, X::mul(X::load(p), factor));
-  }
+  const auto rescale = [&](T* sums, T* accumulator) {
+    T* const sum = sums + r * X::width;
+    X::store(sum, X::mul(X::load(sum), factor));
+    for (Index col = 0; col < value_dim; col += X::width) {
+      T* const p = accumulator + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
+      X::store(p, X::mul(X::load(p), factor));
+    }
+  };
+  rescale(scratch.sum, scratch.out);
+  if (scratch.out_tangent) rescale(scratch.sum_tangent, scratch.out_tangent);
 }
 
 // Makes the references of all rows fit a block with these lane-wise maxima. `width` rows at a time:
@@ -114,20 +125,34 @@ CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, 
   }
 }
 
-// The transformed scores of rows [r, r + count) over whole vectors [begin, end).
+// The transformed scores of rows [r, r + count) over whole vectors [begin, end). `slope` is null or
+// a tile like s that receives the derivative of a softcap.
 template <class T, Index kStride>
 CATTN_INLINE void transform_rows(const ScoreBlock& block, const ScoreTerms& terms, T* s, Index r,
-                                 Index count, Index begin, Index end) {
+                                 Index count, Index begin, Index end, T* slope = nullptr) {
   const bool full = block.full(r, count, begin, end);
   if (full && is_plain(terms)) return;
-  for (Index row = r; row < smaller(r + count, block.rows); ++row)
-    transform_row(s + row * kStride, begin, end, terms, block, row, full);
+  for (Index row = r; row < smaller(r + count, block.rows); ++row) {
+    transform_row(s + row * kStride, begin, end, terms, block, row, full,
+                  slope ? slope + row * kStride : nullptr);
+  }
 }
 
 template <class T>
 CATTN_INLINE Range whole_vectors(Range range) {
   constexpr Index width = Vec<T>::width;
   return {range.begin / width * width, round_up(range.end, width)};
+}
+
+// Calls f(row, begin, end) for all rows of a block, with the whole vectors that hold its columns.
+template <class T, class F>
+CATTN_INLINE void for_rows_of_block(const ScoreBlock& block, F f) {
+  for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+    const Range columns = block.columns(r, kRows);
+    if (columns.begin >= columns.end) return;
+    const auto [begin, end] = whole_vectors<T>(columns);
+    for (Index row = r; row < smaller(r + kRows, block.rows); ++row) f(row, begin, end);
+  });
 }
 
 // Probabilities of a row that has had nothing to attend so far: its scores are all -inf or NaN.
@@ -142,12 +167,15 @@ void exponentiate_empty_row(T* s, Index begin, Index end, T* sum) {
   }
 }
 
+// From the products of a block to its probabilities, summed but not yet dropped. `slope` as in
+// transform_rows.
 template <class T, bool kMark>
-CATTN_INLINE void softmax_rows(const ForwardTask& t, const ForwardScratch<T>& scratch,
-                               const ScoreBlock& block, T factor) {
+CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
+                               const ScoreTerms& terms, Index value_dim, T* slope = nullptr) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
-  const bool plain = is_plain(*t.terms);
+  const T factor = static_cast<T>(exponent_factor(terms));
+  const bool plain = is_plain(terms);
   for_row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
     const Index count = smaller(kRows, block.rows - r);
@@ -161,27 +189,33 @@ CATTN_INLINE void softmax_rows(const ForwardTask& t, const ForwardScratch<T>& sc
       return;
     }
     const auto [begin, end] = whole_vectors<T>(columns);
-    transform_rows<T, stride>(block, *t.terms, scratch.score, r, kRows, begin, end);
+    transform_rows<T, stride>(block, terms, scratch.score, r, kRows, begin, end, slope);
     for (Index row = r; row < r + count; ++row) {
       X::store(scratch.maximum + row * X::width,
                row_maximum(scratch.score + row * stride, begin, end));
     }
   });
-  move_references(scratch, block.rows, factor, t.value_dim);
-  for_row_tiles(block.rows, [&]<int kRows>(Index r) {
-    const Range columns = block.columns(r, kRows);
-    if (columns.begin >= columns.end) return;
-    const auto [begin, end] = whole_vectors<T>(columns);
-    for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
-      T* const s = scratch.score + row * stride;
-      T* const sum = scratch.sum + row * X::width;
-      const T reference = scratch.reference[row];
-      if (reference == -T(__builtin_inff())) {
-        exponentiate_empty_row<T, kMark>(s, begin, end, sum);
-      } else {
-        exponentiate_row<T, kMark>(s, begin, end, factor, reference, sum);
-      }
+  move_references(scratch, block.rows, factor, value_dim);
+  for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
+    T* const s = scratch.score + row * stride;
+    T* const sum = scratch.sum + row * X::width;
+    const T reference = scratch.reference[row];
+    if (reference == -T(__builtin_inff())) {
+      exponentiate_empty_row<T, kMark>(s, begin, end, sum);
+    } else {
+      exponentiate_row<T, kMark>(s, begin, end, factor, reference, sum);
     }
+  });
+}
+
+// Drops weights of a block. Apart, so that the loop without dropout stays small.
+template <class T>
+[[gnu::noinline]] void drop_rows(T* tile, const ScoreBlock& block, const Dropout& dropout) {
+  constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+  BlockWords<stride> random;
+  for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
+    random.draw(dropout, block, row);
+    drop_row(tile + row * stride, begin, end, random.words, dropout.threshold);
   });
 }
 
@@ -199,37 +233,82 @@ CATTN_INLINE typename Vec<T>::V sum_rows(const T* lanes) {
   return sum;
 }
 
-// out = o / sum and lse = ln(2) (reference + log2(sum)); a row without keys gives 0 and -inf.
+// What the rows' sums come to: denominators are reference-scaled, 2^reference sum (+ the sink).
 template <class T>
-CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+struct RowResults {
+  T factors[Vec<T>::width];  // out = o * factor
+  T lses[Vec<T>::width];     // natural log
+};
+
+// lse = ln(2) (reference + log2(sum)); a row without keys gives a factor of 0 and -inf.
+template <class T>
+CATTN_INLINE T log_sum(T reference, T sum) {
+  return sum == T(0) ? -T(__builtin_inff())
+                     : static_cast<T>(static_cast<double>(reference) * kLn2 +
+                                      __builtin_log(static_cast<double>(sum)));
+}
+
+// For `width` rows from `first` on.
+template <class T>
+CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratch<T>& scratch,
+                                       Index first) {
+  using X = Vec<T>;
+  RowResults<T> results;
+  T sums[X::width];
+  auto sum = sum_rows<T>(scratch.sum + first * X::width);
+  X::store(sums, sum);
+  auto kept_scale = X::set1(T(1));
+  if (t.terms->dropout.on) kept_scale = X::set1(static_cast<T>(t.terms->dropout.kept_scale));
+  const auto reciprocal = X::select(X::equal(sum, X::zero()), X::zero(), X::div(kept_scale, sum));
+  X::store(results.factors, reciprocal);
+  const Index rows = smaller(X::width, t.rows - first);
+  const T* const reference = scratch.reference + first;
+  if (t.sink == -__builtin_inf()) {
+    if (t.lse)
+      for (Index r = 0; r < rows; ++r) results.lses[r] = log_sum(reference[r], sums[r]);
+    return results;
+  }
+  T kept[X::width];
+  X::store(kept, kept_scale);
+  const T sink = static_cast<T>(t.sink * kLog2e);
+  for (Index r = 0; r < rows; ++r) {
+    const T top = reference[r] > sink ? reference[r] : sink;
+    const T shrink = exp2_scalar(reference[r] - top);
+    const T total = sums[r] * shrink + exp2_scalar(sink - top);
+    results.factors[r] = shrink * kept[r] / total;
+    results.lses[r] = log_sum(top, total);
+  }
+  return results;
+}
+
+// An accumulator's row times `factor`, to memory.
+template <class T, class S, class F>
+CATTN_INLINE void store_row(S* out, const T* accumulator, Index r, Index cols, F transform) {
   using X = Vec<T>;
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
+  for (Index col = 0; col < cols; col += X::width) {
+    const Index at = (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
+    const auto x = transform(X::load(accumulator + at), at);
+    const Index n = cols - col;
+    if (n >= X::width) {
+      X::store(out + col, x);
+    } else {
+      X::store_n(out + col, x, n);
+    }
+  }
+}
+
+// out = o / sum and lse. S is the type in memory.
+template <class T, class S>
+CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+  using X = Vec<T>;
   for (Index first = 0; first < t.rows; first += X::width) {
-    T sums[X::width], factors[X::width];
-    const auto sum = sum_rows<T>(scratch.sum + first * X::width);
-    X::store(sums, sum);
-    X::store(factors, X::select(X::equal(sum, X::zero()), X::zero(), X::div(X::set1(T(1)), sum)));
+    const RowResults<T> results = row_results(t, scratch, first);
     for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
-      const auto factor = X::set1(factors[r - first]);
-      T* const out = static_cast<T*>(t.out.data) + r * t.out.row_stride;
-      for (Index col = 0; col < t.value_dim; col += X::width) {
-        const T* const o =
-            scratch.out + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
-        const auto x = X::mul(X::load(o), factor);
-        const Index n = t.value_dim - col;
-        if (n >= X::width) {
-          X::store(out + col, x);
-        } else {
-          X::store_n(out + col, x, n);
-        }
-      }
-      if (t.lse) {
-        const T row_sum = sums[r - first];
-        static_cast<T*>(t.lse)[r * t.lse_stride] =
-            row_sum == T(0) ? -T(__builtin_inff())
-                            : static_cast<T>(static_cast<double>(scratch.reference[r]) * kLn2 +
-                                             __builtin_log(static_cast<double>(row_sum)));
-      }
+      const auto factor = X::set1(results.factors[r - first]);
+      store_row(static_cast<S*>(t.out.data) + r * t.out.row_stride, scratch.out, r, t.value_dim,
+                [&](auto o, Index) { return X::mul(o, factor); });
+      if (t.lse) static_cast<T*>(t.lse)[r * t.lse_stride] = results.lses[r - first];
     }
   }
 }
@@ -241,69 +320,105 @@ CATTN_INLINE ScoreBlock score_block(const ForwardTask& t, Index key_block, Index
           t.band};
 }
 
-// The packed queries, and sums that are still empty. Rows are padded to what row tiles and vectors
-// of rows touch.
+// Rows of queries, packed; row tiles may read a few rows past the last one, which are zeros.
+template <class T, class S>
+CATTN_INLINE void pack_queries(ConstRows q, Index rows, Index head_dim, T* packed) {
+  constexpr Index query_block = Tile::Forward<T>::query_block;
+  const Index tile_rows = smaller(round_up(rows, Tile::rows / 3), query_block);
+  pack_panels<T>(static_cast<const S*>(q.data), q.row_stride, rows, head_dim, packed, query_block);
+  for (Index col = 0; col < head_dim; col += kPanel<T>)
+    fill(packed + col * query_block + rows * kPanel<T>, (tile_rows - rows) * kPanel<T>, T(0));
+}
+
+// Sums that are still empty, in the rows that row tiles and vectors of rows touch.
 template <class T>
+CATTN_INLINE void clear_sums(Index rows, Index value_dim, T* out, T* sum) {
+  constexpr Index query_block = Tile::Forward<T>::query_block;
+  const Index tile_rows = smaller(round_up(rows, Tile::rows / 3), query_block);
+  for (Index col = 0; col < value_dim; col += kPanel<T>)
+    fill(out + col * query_block, tile_rows * kPanel<T>, T(0));
+  fill(sum, round_up(rows, Vec<T>::width) * Vec<T>::width, T(0));
+}
+
+template <class T, class S>
 CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
-  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
   constexpr Index width = Vec<T>::width;
-  const Index tile_rows = smaller(round_up(t.rows, Tile::rows / 3), query_block);
   const Index vector_rows = round_up(t.rows, width);
-  pack_panels(static_cast<const T*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, scratch.query,
-              query_block);
-  for (Index col = 0; col < t.head_dim; col += kPanel<T>)
-    fill(scratch.query + col * query_block + t.rows * kPanel<T>, (tile_rows - t.rows) * kPanel<T>,
-         T(0));
-  for (Index col = 0; col < t.value_dim; col += kPanel<T>)
-    fill(scratch.out + col * query_block, tile_rows * kPanel<T>, T(0));
-  fill(scratch.sum, vector_rows * width, T(0));
+  pack_queries<T, S>(t.q, t.rows, t.head_dim, scratch.query);
+  clear_sums(t.rows, t.value_dim, scratch.out, scratch.sum);
   fill(scratch.reference, vector_rows, -T(__builtin_inff()));
   fill(scratch.maximum + t.rows * width, (vector_rows - t.rows) * width, -T(__builtin_inff()));
 }
 
+// out += tile * value of one block; where value holds a NaN or inf, masked elements are left out.
 template <class T>
-void forward(const ForwardTask& t) {
+CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const T* value,
+                                   bool finite, Index value_dim, T* out) {
   using Tiles = typename Tile::Forward<T>;
   constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
-  constexpr Tiling tiling{query_block, key_block};
-  const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
-  const T factor = static_cast<T>(exponent_factor(*t.terms));
+  const LeftRows<T, key_block> left{tile};
+  if (finite) {
+    accumulate_panels<T>(left, block.rows, value, key_block, value_dim, out, query_block,
+                         [&](Index r, Index count) { return block.columns(r, count); });
+    return;
+  }
+  for (Index r = 0; r < block.rows; ++r) {
+    const Range columns = block.columns(r, 1);
+    if (columns.begin >= columns.end) continue;
+    accumulate_skipping<T>(left.at(r, columns.begin), 1, value + columns.begin * kPanel<T>,
+                           key_block, columns.end - columns.begin, value_dim, out + r * kPanel<T>,
+                           query_block);
+  }
+}
 
-  prepare_rows(t, scratch);
-  const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
-  const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
+// Calls f(block, terms, index) for the key blocks of a task that it attends; index counts from
+// t.first_block.
+template <class T, class F>
+CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
+  constexpr Index key_block = Tile::Forward<T>::key_block;
   const Index key_begin = lowest_key(t.band, t.first_query);
   const Index key_end = highest_key(t.band, t.first_query + t.rows - 1);
   for (Index b = key_begin / key_block; b * key_block < key_end; ++b) {
     const ScoreBlock block = score_block<T>(t, key_block, b);
-    const Index index = b - t.first_block;
+    ScoreTerms terms = *t.terms;
+    if (terms_of_block(block, terms)) f(block, terms, b - t.first_block);
+  }
+}
+
+// The loop over key blocks, shared by all types in memory.
+template <class T>
+[[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+  using Tiles = typename Tile::Forward<T>;
+  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+  constexpr Tiling tiling{query_block, key_block};
+  const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
+  const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
+  for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
     const T* const value = reinterpret_cast<const T*>(t.values + index * value_bytes);
-
+    const bool finite = (t.value_flags[index] & kBlockFinite) != 0;
     block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score,
                                  scratch.maximum);
-    const LeftRows<T, key_block> probability{scratch.score};
-    if (t.value_flags[index] & kBlockFinite) {
-      softmax_rows<T, false>(t, scratch, block, factor);
-      accumulate_panels<T>(probability, t.rows, value, key_block, t.value_dim, scratch.out,
-                           query_block,
-                           [&](Index r, Index count) { return block.columns(r, count); });
+    if (finite) {
+      softmax_rows<T, false>(scratch, block, terms, t.value_dim);
     } else {
-      softmax_rows<T, true>(t, scratch, block, factor);
-      for (Index r = 0; r < t.rows; ++r) {
-        const Range columns = block.columns(r, 1);
-        if (columns.begin >= columns.end) continue;
-        accumulate_skipping<T>(
-            probability.at(r, columns.begin), 1, value + columns.begin * kPanel<T>, key_block,
-            columns.end - columns.begin, t.value_dim, scratch.out + r * kPanel<T>, query_block);
-      }
+      softmax_rows<T, true>(scratch, block, terms, t.value_dim);
     }
-  }
-  finish_rows(t, scratch);
+    if (terms.dropout.on) drop_rows(scratch.score, block, terms.dropout);
+    accumulate_block(block, scratch.score, value, finite, t.value_dim, scratch.out);
+  });
+}
+
+template <class T, class S>
+void forward(const ForwardTask& t) {
+  const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
+  prepare_rows<T, S>(t, scratch);
+  attend(t, scratch);
+  finish_rows<T, S>(t, scratch);
 }
 
 // The probabilities themselves, from the lse: weights = e^(s - lse).
-template <class T>
+template <class T, class S>
 void weights(const WeightsTask& task) {
   using X = Vec<T>;
   using Tiles = typename Tile::Forward<T>;
@@ -311,19 +426,15 @@ void weights(const WeightsTask& task) {
   constexpr Tiling tiling{query_block, key_block};
   const ForwardTask& t = *task.forward;
   const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
-  const T factor = static_cast<T>(exponent_factor(*t.terms));
   const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
 
-  T* const weight = static_cast<T*>(task.weights.data);
+  S* const weight = static_cast<S*>(task.weights.data);
   const T* const lse = static_cast<const T*>(t.lse);
-  for (Index r = 0; r < t.rows; ++r) fill(weight + r * task.weights.row_stride, task.keys, T(0));
-  pack_panels(static_cast<const T*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, scratch.query,
-              query_block);
-  const Index key_begin = lowest_key(t.band, t.first_query);
-  const Index key_end = highest_key(t.band, t.first_query + t.rows - 1);
-  for (Index b = key_begin / key_block; b * key_block < key_end; ++b) {
-    const ScoreBlock block = score_block<T>(t, key_block, b);
-    const T* const key = reinterpret_cast<const T*>(t.keys + (b - t.first_block) * key_bytes);
+  for (Index r = 0; r < t.rows; ++r) fill(weight + r * task.weights.row_stride, task.keys, S{});
+  pack_queries<T, S>(t.q, t.rows, t.head_dim, scratch.query);
+  for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
+    const T factor = static_cast<T>(exponent_factor(terms));
+    const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
     block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score,
                                  nullptr);
     for (Index r = 0; r < t.rows; ++r) {
@@ -332,13 +443,18 @@ void weights(const WeightsTask& task) {
       if (columns.begin >= columns.end || row_lse == -T(__builtin_inff())) continue;
       const auto [begin, end] = whole_vectors<T>(columns);
       T* const s = scratch.score + r * key_block;
-      transform_rows<T, key_block>(block, *t.terms, scratch.score, r, 1, begin, end);
+      transform_rows<T, key_block>(block, terms, scratch.score, r, 1, begin, end);
       exponentiate_row<T, true>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e), nullptr);
-      T* const to = weight + r * task.weights.row_stride + block.first_key;
+      S* const to = weight + r * task.weights.row_stride + block.first_key;
       for (Index c = begin; c < end; c += X::width) {
         const auto p = X::add(X::load(s + c), X::zero());  // no -0 for a masked position
-        X::store_n(to + c, p, smaller(X::width, block.cols - c));
+        const Index n = block.cols - c;
+        if (n >= X::width) {
+          X::store(to + c, p);
+        } else {
+          X::store_n(to + c, p, n);
+        }
       }
     }
-  }
+  });
 }

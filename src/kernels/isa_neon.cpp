@@ -3,6 +3,7 @@
 
 #include "kernels/band.h"
 #include "kernels/compiler.h"
+#include "kernels/half.h"
 #include "kernels/kernel_table.h"
 
 namespace cattn::neon {
@@ -30,14 +31,17 @@ struct Tile {
 #include "kernels/gemm-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/score-inl.h"
+#include "kernels/dropout-inl.h"
 #include "kernels/forward-inl.h"
 #include "kernels/backward-inl.h"
+#include "kernels/jvp-inl.h"
+#include "kernels/rope-inl.h"
 #include "kernels/table-inl.h"
 // clang-format on
 
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table{"neon", kernel_set<float>(), kernel_set<double>()};
+const KernelTable table = kernel_table("neon");
 
 }  // namespace cattn::neon

@@ -31,19 +31,43 @@ struct Band {
   Index key_count;
 };
 
+// How numbers lie in memory. Half types are computed in float32.
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+enum class Storage : uint8_t { float32, float64, float16, bfloat16 };
+
 // An operand of the score transforms: element (i, j) of one head's (Lq, Lk) plane.
 struct ScorePlane {
   const void* data;  // null: not given
   Index row_stride;
   Index col_stride;
-  bool is_float32;  // else the kernel set's own dtype (bias only)
+  Storage storage;  // of a bias
 };
 
-// How raw products become scores: s = scale * (q . k) + bias, masked to -inf.
+// Which weights dropout keeps: counter-based, so that every element has its own random word
+// whatever the blocks and threads (see dropout-inl.h).
+struct Dropout {
+  bool on;
+  uint64_t seed;
+  uint32_t threshold;  // an element is kept iff its word is not below
+  uint32_t head, batch;
+  double kept_scale;  // 1 / (1 - dropout)
+};
+
+// How raw products become scores, in this order: s = scale * (q . k), s = c tanh(s / c), + bias,
+// - slope |i + shift - j|, masked to -inf; and which weights are dropped after the softmax.
 struct ScoreTerms {
   double scale;
+  double softcap;  // c; 0: none
   ScorePlane bias;
+  double alibi_slope;  // 0: none
+  Index alibi_shift;
   ScorePlane mask;  // bytes, nonzero = may attend
+  Dropout dropout;
 };
 
 // Which matrix is packed, and for which product. The layout belongs to the kernel set; core/ only
@@ -77,7 +101,8 @@ struct ForwardTask {
   Index head_dim, value_dim;
   Band band;
   const ScoreTerms* terms;
-  const char* keys;  // block b at keys + b * packed_bytes(key); the same for values
+  double sink = -__builtin_inf();  // a logit in the denominator only; -inf: none
+  const char* keys;                // block b at keys + b * packed_bytes(key); the same for values
   const char* values;
   const uint8_t* value_flags;  // one per key block
   Index first_block;           // block b of the sequence is at index b - first_block
@@ -87,11 +112,21 @@ struct ForwardTask {
   void* scratch;  // forward_scratch_bytes
 };
 
-// The probabilities of the same block, once its lse is known.
+// The probabilities of the same block, before dropout, once its lse is known.
 struct WeightsTask {
   const ForwardTask* forward;  // lse is read
   Index keys;
   Rows weights;  // rows x keys, written in full
+};
+
+// The same block with tangents: how out moves when q, k and v move by theirs (forward mode).
+struct JvpTask {
+  const ForwardTask* forward;
+  ConstRows q_tangent;
+  const char* key_tangents;  // packed like forward->keys and values
+  const char* value_tangents;
+  const uint8_t* value_tangent_flags;
+  Rows out_tangent;  // written: rows x value_dim
 };
 
 // One key block against one query block of one head: adds to dq, dk and dv.
@@ -107,8 +142,8 @@ struct BackwardTask {
   const void* lse;                       // one per row: lse * log2(e), +inf for an empty row
   const void* delta;                     // one per row: rowsum(dO * O) - dlse, 0 for an empty row
   void *dq, *dk, *dv;                    // accumulators (accumulator_bytes); null: not wanted
-  // If not null, the score gradients dS (query_block x key_block, row stride key_block) are added
-  // here (for the gradient of the bias).
+  // If not null, the gradients of the scores after softcap (query_block x key_block, row stride
+  // key_block) are added here (for the gradient of the bias).
   void* dscore;
   void* scratch;  // backward_scratch_bytes
 };
@@ -131,8 +166,32 @@ struct RowTermsTask {
   Index lse_stride;
   const void* dlse;  // may be null
   Index dlse_stride;
-  void* lse_log2;  // written
-  void* delta;     // written
+  void* lse_log2;                  // written
+  void* delta;                     // written
+  double sink = -__builtin_inf();  // as in ForwardTask
+  // If not null: the gradient of the sink, -sum of e^(sink - lse) delta over the rows.
+  double* dsink = nullptr;
+};
+
+// Rotary position embedding of `rows` rows: pairs of the first 2 * pairs features are turned by an
+// angle, the others copied. Pair t is (t, t + pairs), or (2t, 2t + 1) if interleaved.
+struct RopeTask {
+  ConstRows x;
+  Rows out;  // may be x
+  Index rows, head_dim, pairs;
+  ConstRows cos, sin;  // rows x pairs, of the kernel set's arithmetic type
+  bool interleaved;
+  bool inverse;  // turn the other way
+};
+
+// Random words of a dropout row: words[n] belongs to key first_key + n. first_key is a multiple of
+// kDropoutSpan, and whole spans are written.
+constexpr Index kDropoutSpan = 64;
+struct DropoutRow {
+  uint64_t seed;
+  uint32_t batch, head, query;
+  Index first_key, count;
+  uint32_t* words;
 };
 
 struct Tiling {
@@ -141,7 +200,7 @@ struct Tiling {
 };
 
 struct KernelSet {
-  Index element_size;
+  Index arithmetic_size;  // bytes of the type that is computed in: float or double
   Tiling forward_tiling, backward_tiling;
   Index (*packed_bytes)(Operand, const Tiling&, Index cols);
   Index (*accumulator_bytes)(Index block_rows, Index cols);
@@ -150,15 +209,22 @@ struct KernelSet {
   uint8_t (*pack)(const PackTask&, const Tiling&);
   void (*forward)(const ForwardTask&);
   void (*weights)(const WeightsTask&);
+  Index (*jvp_scratch_bytes)(Index head_dim, Index value_dim);
+  void (*jvp)(const JvpTask&);
   void (*row_terms)(const RowTermsTask&);
   void (*backward)(const BackwardTask&);
   void (*flush)(const FlushTask&);
+  void (*flush_wide)(const FlushTask&);  // to rows of the arithmetic type
+  void (*rope)(const RopeTask&);
 };
 
 struct KernelTable {
   const char* name;
   KernelSet float32;
   KernelSet float64;
+  KernelSet float16;
+  KernelSet bfloat16;
+  void (*dropout_row)(const DropoutRow&);
 };
 
 }  // namespace cattn

@@ -9,8 +9,9 @@ CATTN_INLINE bool all_finite(typename Vec<T>::V sum) {
 }
 
 // (rows, cols) to (cols / kPanel, block_rows, kPanel). Returns whether all elements are finite.
-template <class T>
-bool pack_panels(const T* source, Index stride, Index rows, Index cols, T* packed,
+// S is the type in memory, T what is computed in.
+template <class T, class S>
+bool pack_panels(const S* source, Index stride, Index rows, Index cols, T* packed,
                  Index block_rows) {
   using X = Vec<T>;
   auto probe = X::zero();
@@ -18,7 +19,7 @@ bool pack_panels(const T* source, Index stride, Index rows, Index cols, T* packe
   for (Index col = 0; col < cols; col += X::width) {
     const Index n = smaller(X::width, cols - col);
     T* to = packed + col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
-    const T* from = source + col;
+    const S* from = source + col;
     if (n == X::width) {
       for (Index r = 0; r < rows; ++r, from += stride, to += kPanel<T>) {
         __builtin_prefetch(from + rows * stride, 0, 2);
@@ -42,8 +43,8 @@ bool pack_panels(const T* source, Index stride, Index rows, Index cols, T* packe
 }
 
 // (rows, cols) to the panels of the transpose: (rows / kPanel, cols, kPanel).
-template <class T>
-bool pack_transposed(const T* source, Index stride, Index rows, Index cols, T* packed) {
+template <class T, class S>
+bool pack_transposed(const S* source, Index stride, Index rows, Index cols, T* packed) {
   using X = Vec<T>;
   auto probe = X::zero();
   const auto zero = X::zero();
@@ -56,7 +57,7 @@ bool pack_transposed(const T* source, Index stride, Index rows, Index cols, T* p
       for (int i = 0; i < X::width; ++i) {
         tile[i] = zero;
         if (row + i < rows) {
-          const T* from = source + (row + i) * stride + col;
+          const S* from = source + (row + i) * stride + col;
           __builtin_prefetch(from + rows * stride, 0, 2);
           tile[i] = n == X::width ? X::load(from) : X::load_n(from, n);
         }
@@ -82,23 +83,25 @@ Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
   return elements * static_cast<Index>(sizeof(T));
 }
 
-template <class T>
+template <class T, class S>
 uint8_t pack(const PackTask& t, const Tiling& tiling) {
-  const T* source = static_cast<const T*>(t.source.data);
+  const S* source = static_cast<const S*>(t.source.data);
   T* packed = static_cast<T*>(t.packed);
   bool finite = true;
   switch (t.operand) {
     case Operand::key:
     case Operand::value_t:
-      finite = pack_transposed(source, t.source.row_stride, t.rows, t.cols, packed);
+      finite = pack_transposed<T>(source, t.source.row_stride, t.rows, t.cols, packed);
       break;
     case Operand::value:
     case Operand::key_rows:
-      finite = pack_panels(source, t.source.row_stride, t.rows, t.cols, packed, tiling.key_block);
+      finite =
+          pack_panels<T>(source, t.source.row_stride, t.rows, t.cols, packed, tiling.key_block);
       break;
     case Operand::query:
     case Operand::grad_out:
-      finite = pack_panels(source, t.source.row_stride, t.rows, t.cols, packed, tiling.query_block);
+      finite =
+          pack_panels<T>(source, t.source.row_stride, t.rows, t.cols, packed, tiling.query_block);
       break;
   }
   return static_cast<uint8_t>(finite ? kBlockFinite : 0);

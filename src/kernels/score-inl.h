@@ -1,6 +1,5 @@
 // From products to scores: the transforms are passes over a row of a score tile that sits in L1.
-// The plain case (no bias, no mask, a positive scale) skips them: its scale is folded into the
-// exponential.
+// The plain case (a positive scale and nothing else) skips them.
 
 // A block of scores: rows are queries first_query.., columns are keys first_key.., cols of them.
 struct ScoreBlock {
@@ -28,51 +27,94 @@ struct ScoreBlock {
   }
 };
 
+// Where the scale is a factor of the whole score it is folded into the exponential.
+CATTN_INLINE bool folds_scale(const ScoreTerms& terms) {
+  return terms.scale > 0 && terms.softcap == 0 && !terms.bias.data && terms.alibi_slope == 0;
+}
+
+// Products that are scores as they are: no pass but the band's.
 CATTN_INLINE bool is_plain(const ScoreTerms& terms) {
-  return terms.bias.data == nullptr && terms.mask.data == nullptr && terms.scale > 0;
+  return folds_scale(terms) && !terms.mask.data;
 }
 
 // Products times this are scores in units of log2(e).
 CATTN_INLINE double exponent_factor(const ScoreTerms& terms) {
-  return is_plain(terms) ? terms.scale * kLog2e : kLog2e;
+  return folds_scale(terms) ? terms.scale * kLog2e : kLog2e;
 }
 
-// One vector of the bias: elements (i, j) to (i, j + n).
-template <class T>
-CATTN_INLINE typename Vec<T>::V load_bias(const ScorePlane& bias, Index i, Index j, Index n) {
-  using X = Vec<T>;
-  const Index at = i * bias.row_stride + j * bias.col_stride;
-  if (bias.is_float32) {
-    const float* p = static_cast<const float*>(bias.data) + at;
-    if (bias.col_stride == 0) return X::set1(static_cast<T>(*p));
-    if (bias.col_stride == 1) {
-      return n == X::width ? X::load_float32(p) : X::load_float32_n(p, n);
+// ---- masks, block by block ----
+
+enum class MaskKind { empty, partial, full };
+
+// What a bool mask leaves of a block. Stops at the first row that shows it to be partial.
+inline MaskKind mask_kind(const ScorePlane& mask, Index i, Index rows, Index j, Index cols) {
+  const uint8_t* const corner =
+      static_cast<const uint8_t*>(mask.data) + i * mask.row_stride + j * mask.col_stride;
+  if (mask.row_stride == 0) rows = 1;
+  if (mask.col_stride == 0) cols = 1;
+  constexpr uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
+  uint64_t some = 0, holes = 0;  // nonzero: a byte that is not zero; one that is
+  for (Index r = 0; r < rows; ++r) {
+    const uint8_t* const row = corner + r * mask.row_stride;
+    Index c = 0;
+    if (mask.col_stride == 1) {
+      for (; c + 8 <= cols; c += 8) {
+        uint64_t bytes;
+        __builtin_memcpy(&bytes, row + c, sizeof(bytes));
+        some |= bytes;
+        holes |= (bytes - ones) & ~bytes & tops;
+      }
     }
-    T lanes[X::width] = {};
-    for (Index l = 0; l < n; ++l) lanes[l] = static_cast<T>(p[l * bias.col_stride]);
-    return X::load(lanes);
+    for (; c < cols; ++c) {
+      const uint8_t byte = row[c * mask.col_stride];
+      some |= byte;
+      holes |= byte == 0;
+    }
+    if (some && holes) return MaskKind::partial;
   }
-  const T* p = static_cast<const T*>(bias.data) + at;
-  if (bias.col_stride == 0) return X::set1(*p);
-  if (bias.col_stride == 1) return n == X::width ? X::load(p) : X::load_n(p, n);
-  T lanes[X::width] = {};
-  for (Index l = 0; l < n; ++l) lanes[l] = p[l * bias.col_stride];
+  return some ? MaskKind::full : MaskKind::empty;
+}
+
+// The terms that are left of a block once its mask is known to hide nothing. False: all is hidden.
+CATTN_INLINE bool terms_of_block(const ScoreBlock& block, ScoreTerms& terms) {
+  if (!terms.mask.data) return true;
+  const MaskKind kind =
+      mask_kind(terms.mask, block.first_query, block.rows, block.first_key, block.cols);
+  if (kind == MaskKind::full) terms.mask.data = nullptr;
+  return kind != MaskKind::empty;
+}
+
+// ---- the transforms, each with its derivative ----
+// Rows [begin, end) in whole vectors. `scale` is what has not been multiplied yet.
+
+// Calls f with a pointer of the type in which a bias lies.
+template <class T, class F>
+CATTN_INLINE void with_storage(const ScorePlane& plane, F f) {
+  switch (plane.storage) {
+    case Storage::float32: f(static_cast<const float*>(plane.data)); break;
+    case Storage::float64:
+      if constexpr (sizeof(T) == 8) f(static_cast<const double*>(plane.data));
+      break;
+    case Storage::float16:
+      if constexpr (sizeof(T) == 4) f(static_cast<const Float16*>(plane.data));
+      break;
+    case Storage::bfloat16:
+      if constexpr (sizeof(T) == 4) f(static_cast<const BFloat16*>(plane.data));
+      break;
+  }
+}
+
+// n elements, `stride` apart, of any storage.
+template <class T, class S>
+CATTN_INLINE typename Vec<T>::V load_strided(const S* p, Index stride, Index n) {
+  using X = Vec<T>;
+  if (stride == 1) return n >= X::width ? X::load(p) : X::load_n(p, larger(n, 0));
+  S lanes[X::width] = {};
+  for (Index l = 0; l < smaller(n, X::width); ++l) lanes[l] = p[l * stride];
   return X::load(lanes);
 }
 
-// Lanes of (i, j) to (i, j + n) that the mask lets through.
-template <class T>
-CATTN_INLINE typename Vec<T>::Mask load_mask(const ScorePlane& mask, Index i, Index j, Index n) {
-  using X = Vec<T>;
-  const uint8_t* p =
-      static_cast<const uint8_t*>(mask.data) + i * mask.row_stride + j * mask.col_stride;
-  if (mask.col_stride == 1) return X::bytes_nonzero(p, n);
-  uint8_t bytes[X::width] = {};
-  for (Index l = 0; l < n; ++l) bytes[l] = p[l * mask.col_stride];
-  return X::bytes_nonzero(bytes, X::width);
-}
-
-// s = scale * s
+// s = scale * s; ds = scale * ds' is applied when the accumulators are flushed.
 template <class T>
 CATTN_INLINE void scale_row(T* s, Index begin, Index end, T scale) {
   using X = Vec<T>;
@@ -80,14 +122,45 @@ CATTN_INLINE void scale_row(T* s, Index begin, Index end, T scale) {
     X::store(s + c, X::mul(X::load(s + c), X::set1(scale)));
 }
 
-// s = s + bias; its derivative with respect to s and to the bias is 1.
+// s = cap tanh(scale s / cap). Its derivative by scale s, 1 - tanh^2, goes to `slope` if given.
 template <class T>
-CATTN_INLINE void add_bias_row(T* s, Index begin, Index end, const ScorePlane& bias, Index i,
-                               Index first_key, Index key_count) {
+CATTN_INLINE void softcap_row(T* s, Index begin, Index end, T scale, T cap, T* slope) {
   using X = Vec<T>;
+  const auto inner = X::set1(scale / cap), outer = X::set1(cap), one = X::set1(T(1));
   for (Index c = begin; c < end; c += X::width) {
-    const Index n = smaller(X::width, key_count - first_key - c);
-    X::store(s + c, X::add(X::load(s + c), load_bias<T>(bias, i, first_key + c, n)));
+    const auto t = tanh<T>(X::mul(X::load(s + c), inner));
+    X::store(s + c, X::mul(t, outer));
+    if (slope) X::store(slope + c, X::fma(X::sub(X::zero(), t), t, one));
+  }
+}
+
+// s = scale s + bias, and -inf where the bias is, even if the product was NaN. Derivative by the
+// bias: 1.
+template <class T>
+CATTN_INLINE void bias_row(T* s, Index begin, Index end, T scale, const ScorePlane& bias, Index i,
+                           Index first_key, Index key_count) {
+  using X = Vec<T>;
+  const auto factor = X::set1(scale), minus_infinity = X::set1(-T(__builtin_inff()));
+  with_storage<T>(bias, [&](const auto* data) {
+    const auto* const row = data + i * bias.row_stride + first_key * bias.col_stride;
+    const Index stride = bias.col_stride;
+    for (Index c = begin; c < end; c += X::width) {
+      const auto b = load_strided<T>(row + c * stride, stride, key_count - first_key - c);
+      const auto sum = X::fma(X::load(s + c), factor, b);
+      X::store(s + c, X::select(X::equal(b, minus_infinity), minus_infinity, sum));
+    }
+  });
+}
+
+// s = scale s - slope |i + shift - j|. Its derivative by s is 1.
+template <class T>
+CATTN_INLINE void alibi_row(T* s, Index begin, Index end, T scale, T slope, Index centre) {
+  using X = Vec<T>;
+  const auto factor = X::set1(scale), down = X::set1(-slope), lanes = X::iota();
+  for (Index c = begin; c < end; c += X::width) {
+    const auto away = X::sub(X::set1(static_cast<T>(centre - c)), lanes);
+    const auto distance = X::max(away, X::sub(X::zero(), away));
+    X::store(s + c, X::fma(distance, down, X::mul(X::load(s + c), factor)));
   }
 }
 
@@ -97,23 +170,19 @@ CATTN_INLINE void mask_row(T* s, Index begin, Index end, const ScorePlane& mask,
                            Index first_key, Index key_count) {
   using X = Vec<T>;
   const auto minus_infinity = X::set1(-T(__builtin_inff()));
+  const Index stride = mask.col_stride;
+  const uint8_t* const row =
+      static_cast<const uint8_t*>(mask.data) + i * mask.row_stride + first_key * stride;
   for (Index c = begin; c < end; c += X::width) {
     const Index n = smaller(X::width, key_count - first_key - c);
-    const auto seen = load_mask<T>(mask, i, first_key + c, n);
+    uint8_t bytes[X::width] = {};
+    const uint8_t* p = row + c * stride;
+    if (stride != 1) {
+      for (Index l = 0; l < n; ++l) bytes[l] = p[l * stride];
+      p = bytes;
+    }
+    const auto seen = X::bytes_nonzero(p, larger(n, 0));
     X::store(s + c, X::select(seen, X::load(s + c), minus_infinity));
-  }
-}
-
-// s = -inf where the bias is: whatever the product was, even NaN.
-template <class T>
-CATTN_INLINE void mask_by_bias_row(T* s, Index begin, Index end, const ScorePlane& bias, Index i,
-                                   Index first_key, Index key_count) {
-  using X = Vec<T>;
-  const auto minus_infinity = X::set1(-T(__builtin_inff()));
-  for (Index c = begin; c < end; c += X::width) {
-    const Index n = smaller(X::width, key_count - first_key - c);
-    const auto b = load_bias<T>(bias, i, first_key + c, n);
-    X::store(s + c, X::select(X::equal(b, minus_infinity), minus_infinity, X::load(s + c)));
   }
 }
 
@@ -131,20 +200,31 @@ CATTN_INLINE void band_row(T* s, Index begin, Index end, const Band& band, Index
   }
 }
 
-// All of a row's transforms, in the documented order. [begin, end) is in whole vectors.
+// All of a row's transforms, in the documented order. [begin, end) is in whole vectors; `full`: the
+// band cuts nothing off. `slope` receives the derivative of a softcap if not null.
 template <class T>
 CATTN_INLINE void transform_row(T* s, Index begin, Index end, const ScoreTerms& terms,
-                                const ScoreBlock& block, Index r, bool full) {
+                                const ScoreBlock& block, Index r, bool full, T* slope) {
   const Index i = block.first_query + r;
   const Index key_count = block.band.key_count;
-  if (!is_plain(terms)) {
-    scale_row(s, begin, end, static_cast<T>(terms.scale));
-    if (terms.bias.data) {
-      add_bias_row(s, begin, end, terms.bias, i, block.first_key, key_count);
-      mask_by_bias_row(s, begin, end, terms.bias, i, block.first_key, key_count);
+  if (!folds_scale(terms)) {
+    T scale = static_cast<T>(terms.scale);
+    if (terms.softcap != 0) {
+      softcap_row(s, begin, end, scale, static_cast<T>(terms.softcap), slope);
+      scale = 1;
     }
-    if (terms.mask.data) mask_row(s, begin, end, terms.mask, i, block.first_key, key_count);
+    if (terms.bias.data) {
+      bias_row(s, begin, end, scale, terms.bias, i, block.first_key, key_count);
+      scale = 1;
+    }
+    if (terms.alibi_slope != 0) {
+      alibi_row(s, begin, end, scale, static_cast<T>(terms.alibi_slope),
+                i + terms.alibi_shift - block.first_key);
+      scale = 1;
+    }
+    if (scale != 1) scale_row(s, begin, end, scale);
   }
+  if (terms.mask.data) mask_row(s, begin, end, terms.mask, i, block.first_key, key_count);
   if (!full) band_row(s, begin, end, block.band, i, block.first_key);
 }
 

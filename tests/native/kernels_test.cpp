@@ -180,7 +180,7 @@ class Head {
     const Blocks dq(query_count, k_.accumulator_bytes(tiling.query_block, c_.head_dim), turn_);
     const Blocks dk(1, k_.accumulator_bytes(tiling.key_block, c_.head_dim), turn_);
     const Blocks dv(1, k_.accumulator_bytes(tiling.key_block, c_.value_dim), turn_);
-    const Blocks dscore(1, tiling.query_block * tiling.key_block * k_.element_size, turn_);
+    const Blocks dscore(1, tiling.query_block * tiling.key_block * k_.arithmetic_size, turn_);
     const Blocks scratch(1, k_.backward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
     const Tensor<T> lse_log2 = vector(c_.rows), delta = vector(c_.rows);
     const Tensor<T> dq_rows = matrix(c_.rows, c_.head_dim), dk_rows = matrix(c_.keys, c_.head_dim),

@@ -6,6 +6,26 @@ alignas(32) constexpr int32_t kTailMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
                                                0,  0,  0,  0,  0,  0,  0,  0};
 alignas(32) constexpr int64_t kTailMask64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
 
+// Words of 32 random bits, for dropout.
+struct Words {
+  using V = __m256i;
+  static constexpr int width = 8;
+  CATTN_INLINE static V set1(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  CATTN_INLINE static V iota(uint32_t first) {
+    return _mm256_add_epi32(set1(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  CATTN_INLINE static V exclusive_or(V a, V b) { return _mm256_xor_si256(a, b); }
+  CATTN_INLINE static void multiply(V a, uint32_t by, V& high, V& low) {
+    const V m = set1(by);
+    const V even = _mm256_mul_epu32(a, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), m);
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  }
+  CATTN_INLINE static void store(uint32_t* p, V a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+  }
+};
+
 template <class T>
 struct Vec;
 
@@ -31,6 +51,8 @@ struct Vec<float> {
   CATTN_INLINE static V div(V a, V b) { return _mm256_div_ps(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm256_max_ps(a, b); }
+  CATTN_INLINE static V min(V a, V b) { return _mm256_min_ps(a, b); }
+  CATTN_INLINE static V iota() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
   CATTN_INLINE static float sum_lanes(V a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -84,8 +106,50 @@ struct Vec<float> {
   }
   CATTN_INLINE static bool any(Mask m) { return _mm256_movemask_epi8(m) != 0; }
 
-  CATTN_INLINE static V load_float32(const float* p) { return load(p); }
-  CATTN_INLINE static V load_float32_n(const float* p, Index n) { return load_n(p, n); }
+  CATTN_INLINE static Mask words_at_least(const uint32_t* p, uint32_t threshold) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i limit = _mm256_set1_epi32(static_cast<int>(threshold));
+    return _mm256_cmpeq_epi32(_mm256_max_epu32(words, limit), words);
+  }
+
+  // Half types.
+  CATTN_INLINE static V widen(__m128i bits, Float16) { return _mm256_cvtph_ps(bits); }
+  CATTN_INLINE static V widen(__m128i bits, BFloat16) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  CATTN_INLINE static __m128i narrow(V a, Float16) {
+    return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  CATTN_INLINE static __m128i narrow(V a, BFloat16) {
+    const __m256i bits = _mm256_castps_si256(a), top = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(top, _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(
+        _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+    const __m256i nan = _mm256_or_si256(top, _mm256_set1_epi32(0x40));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const __m256i chosen = _mm256_blendv_epi8(rounded, nan, is_nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(chosen), _mm256_extracti128_si256(chosen, 1));
+  }
+  template <class S>
+  CATTN_INLINE static V load(const S* p) {
+    return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), S{});
+  }
+  template <class S>
+  CATTN_INLINE static V load_n(const S* p, Index n) {
+    S lanes[width] = {};
+    for (Index i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  template <class S>
+  CATTN_INLINE static void store(S* p, V a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a, S{}));
+  }
+  template <class S>
+  CATTN_INLINE static void store_n(S* p, V a, Index n) {
+    S lanes[width];
+    store(lanes, a);
+    for (Index i = 0; i < n; ++i) p[i] = lanes[i];
+  }
 
   CATTN_INLINE static void transpose(V (&r)[8]) {
     V t[8];
@@ -135,6 +199,8 @@ struct Vec<double> {
   CATTN_INLINE static V div(V a, V b) { return _mm256_div_pd(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm256_max_pd(a, b); }
+  CATTN_INLINE static V min(V a, V b) { return _mm256_min_pd(a, b); }
+  CATTN_INLINE static V iota() { return _mm256_setr_pd(0, 1, 2, 3); }
   CATTN_INLINE static double sum_lanes(V a) {
     const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
     return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
@@ -182,8 +248,14 @@ struct Vec<double> {
   }
   CATTN_INLINE static bool any(Mask m) { return _mm256_movemask_epi8(m) != 0; }
 
-  CATTN_INLINE static V load_float32(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
-  CATTN_INLINE static V load_float32_n(const float* p, Index n) {
+  CATTN_INLINE static Mask words_at_least(const uint32_t* p, uint32_t threshold) {
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i limit = _mm_set1_epi32(static_cast<int>(threshold));
+    return _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(_mm_max_epu32(words, limit), words));
+  }
+
+  CATTN_INLINE static V load(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+  CATTN_INLINE static V load_n(const float* p, Index n) {
     const __m128i mask = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kTailMask + 8 - n));
     return _mm256_cvtps_pd(_mm_maskload_ps(p, mask));
   }

@@ -1,6 +1,25 @@
 // The vector vocabulary in AVX-512 (F, BW, DQ, VL). Included inside the ISA's anonymous namespace.
 // See vec/scalar.h for what each operation means.
 
+// Words of 32 random bits, for dropout.
+struct Words {
+  using V = __m512i;
+  static constexpr int width = 16;
+  CATTN_INLINE static V set1(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  CATTN_INLINE static V iota(uint32_t first) {
+    return _mm512_add_epi32(
+        set1(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  }
+  CATTN_INLINE static V exclusive_or(V a, V b) { return _mm512_xor_si512(a, b); }
+  CATTN_INLINE static void multiply(V a, uint32_t by, V& high, V& low) {
+    const V m = set1(by);
+    const V even = _mm512_mul_epu32(a, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), m);
+    high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+    low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  }
+  CATTN_INLINE static void store(uint32_t* p, V a) { _mm512_storeu_si512(p, a); }
+};
+
 template <class T>
 struct Vec;
 
@@ -28,6 +47,10 @@ struct Vec<float> {
   CATTN_INLINE static V div(V a, V b) { return _mm512_div_ps(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm512_max_ps(a, b); }
+  CATTN_INLINE static V min(V a, V b) { return _mm512_min_ps(a, b); }
+  CATTN_INLINE static V iota() {
+    return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
   CATTN_INLINE static float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }
 
   // vreduceps gives 0 for an infinity, so exp2(-inf) = scale2(p(0), -inf) = 0 needs no clamp.
@@ -54,8 +77,44 @@ struct Vec<float> {
   CATTN_INLINE static V select(Mask m, V yes, V no) { return _mm512_mask_blend_ps(m, no, yes); }
   CATTN_INLINE static bool any(Mask m) { return m != 0; }
 
-  CATTN_INLINE static V load_float32(const float* p) { return load(p); }
-  CATTN_INLINE static V load_float32_n(const float* p, Index n) { return load_n(p, n); }
+  CATTN_INLINE static Mask words_at_least(const uint32_t* p, uint32_t threshold) {
+    return _mm512_cmpge_epu32_mask(_mm512_loadu_si512(p),
+                                   _mm512_set1_epi32(static_cast<int>(threshold)));
+  }
+
+  // Half types.
+  CATTN_INLINE static V widen(__m256i bits, Float16) { return _mm512_cvtph_ps(bits); }
+  CATTN_INLINE static V widen(__m256i bits, BFloat16) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  CATTN_INLINE static __m256i narrow(V a, Float16) {
+    return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  CATTN_INLINE static __m256i narrow(V a, BFloat16) {
+    const __m512i bits = _mm512_castps_si512(a), top = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    rounded =
+        _mm512_mask_or_epi32(_mm512_srli_epi32(rounded, 16), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q),
+                             top, _mm512_set1_epi32(0x40));
+    return _mm512_cvtepi32_epi16(rounded);
+  }
+  template <class S>
+  CATTN_INLINE static V load(const S* p) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), S{});
+  }
+  template <class S>
+  CATTN_INLINE static V load_n(const S* p, Index n) {
+    return widen(_mm256_maskz_loadu_epi16(first(n), p), S{});
+  }
+  template <class S>
+  CATTN_INLINE static void store(S* p, V a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a, S{}));
+  }
+  template <class S>
+  CATTN_INLINE static void store_n(S* p, V a, Index n) {
+    _mm256_mask_storeu_epi16(p, first(n), narrow(a, S{}));
+  }
 
   // 16 rows of 16 to 16 columns of 16.
   CATTN_INLINE static void transpose(V (&r)[16]) {
@@ -115,6 +174,8 @@ struct Vec<double> {
   CATTN_INLINE static V div(V a, V b) { return _mm512_div_pd(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm512_max_pd(a, b); }
+  CATTN_INLINE static V min(V a, V b) { return _mm512_min_pd(a, b); }
+  CATTN_INLINE static V iota() { return _mm512_setr_pd(0, 1, 2, 3, 4, 5, 6, 7); }
   CATTN_INLINE static double sum_lanes(V a) { return _mm512_reduce_add_pd(a); }
 
   CATTN_INLINE static V fraction(V x) { return _mm512_reduce_pd(x, 0); }
@@ -139,8 +200,13 @@ struct Vec<double> {
   CATTN_INLINE static V select(Mask m, V yes, V no) { return _mm512_mask_blend_pd(m, no, yes); }
   CATTN_INLINE static bool any(Mask m) { return m != 0; }
 
-  CATTN_INLINE static V load_float32(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
-  CATTN_INLINE static V load_float32_n(const float* p, Index n) {
+  CATTN_INLINE static Mask words_at_least(const uint32_t* p, uint32_t threshold) {
+    return _mm256_cmpge_epu32_mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+                                   _mm256_set1_epi32(static_cast<int>(threshold)));
+  }
+
+  CATTN_INLINE static V load(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+  CATTN_INLINE static V load_n(const float* p, Index n) {
     return _mm512_cvtps_pd(_mm256_maskz_loadu_ps(first(n), p));
   }
 

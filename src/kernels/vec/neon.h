@@ -2,6 +2,8 @@
 // compilers turn into NEON, with the few operations replaced that they would not find.
 // Included inside the ISA's anonymous namespace, after vec/scalar.h's template.
 
+using Words = PlainWords;
+
 template <class T>
 struct Vec;
 

@@ -6,6 +6,25 @@
 // has (SSE2, NEON) or to scalar code. Every ISA provides the same names as Vec<float> and
 // Vec<double>.
 
+// Words of 32 random bits, for dropout.
+struct PlainWords {
+  typedef uint32_t V __attribute__((vector_size(16)));
+  static constexpr int width = 4;
+  CATTN_INLINE static V set1(uint32_t x) { return V{x, x, x, x}; }
+  // first, first + 1, ...
+  CATTN_INLINE static V iota(uint32_t first) { return V{0, 1, 2, 3} + first; }
+  CATTN_INLINE static V exclusive_or(V a, V b) { return a ^ b; }
+  // The two halves of the 64-bit products.
+  CATTN_INLINE static void multiply(V a, uint32_t by, V& high, V& low) {
+    for (int i = 0; i < width; ++i) {
+      const uint64_t product = static_cast<uint64_t>(a[i]) * by;
+      high[i] = static_cast<uint32_t>(product >> 32);
+      low[i] = static_cast<uint32_t>(product);
+    }
+  }
+  CATTN_INLINE static void store(uint32_t* p, V a) { __builtin_memcpy(p, &a, sizeof(a)); }
+};
+
 template <class T, class I, int kWidth>
 struct PlainVec {
   using Elem = T;
@@ -27,16 +46,37 @@ struct PlainVec {
     __builtin_memcpy(&a, p, sizeof(a));
     return a;
   }
-  CATTN_INLINE static V load_n(const T* p, Index n) {
+  CATTN_INLINE static void store(T* p, V a) { __builtin_memcpy(p, &a, sizeof(a)); }
+  // Other types in memory: the half types, or float for double.
+  template <class S>
+  CATTN_INLINE static V load(const S* p) {
+    return load_n(p, width);
+  }
+  template <class S>
+  CATTN_INLINE static V load_n(const S* p, Index n) {
     V a{};
     for (int i = 0; i < width; ++i)
-      if (i < n) a[i] = p[i];
+      if (i < n) a[i] = widen(p[i]);
     return a;
   }
-  CATTN_INLINE static void store(T* p, V a) { __builtin_memcpy(p, &a, sizeof(a)); }
-  CATTN_INLINE static void store_n(T* p, V a, Index n) {
+  template <class S>
+  CATTN_INLINE static void store(S* p, V a) {
+    store_n(p, a, width);
+  }
+  template <class S>
+  CATTN_INLINE static void store_n(S* p, V a, Index n) {
     for (int i = 0; i < width; ++i)
-      if (i < n) p[i] = a[i];
+      if (i < n) narrow(a[i], p[i]);
+  }
+  CATTN_INLINE static T widen(T x) { return x; }
+  template <class S>
+  CATTN_INLINE static T widen(S x) {
+    return static_cast<T>(to_float(x));
+  }
+  CATTN_INLINE static void narrow(T x, T& to) { to = x; }
+  template <class S>
+  CATTN_INLINE static void narrow(T x, S& to) {
+    from_float(static_cast<float>(x), to);
   }
 
   CATTN_INLINE static V add(V a, V b) { return a + b; }
@@ -46,6 +86,14 @@ struct PlainVec {
   CATTN_INLINE static V fma(V a, V b, V c) { return a * b + c; }  // fused where the CPU can
   // The larger; b where either is NaN.
   CATTN_INLINE static V max(V a, V b) { return a > b ? a : b; }
+  // The smaller; b where either is NaN.
+  CATTN_INLINE static V min(V a, V b) { return a < b ? a : b; }
+  // 0, 1, 2, ...
+  CATTN_INLINE static V iota() {
+    V a{};
+    for (int i = 0; i < width; ++i) a[i] = T(i);
+    return a;
+  }
   CATTN_INLINE static T sum_lanes(V a) {
     T x = a[0];
     for (int i = 1; i < width; ++i) x += a[i];
@@ -103,14 +151,12 @@ struct PlainVec {
     return some;
   }
 
-  // float32 in memory, whatever the element type.
-  CATTN_INLINE static V load_float32_n(const float* p, Index n) {
-    V a{};
-    for (int i = 0; i < width; ++i)
-      if (i < n) a[i] = static_cast<T>(p[i]);
-    return a;
+  // Lanes whose random word is at least the threshold.
+  CATTN_INLINE static Mask words_at_least(const uint32_t* p, uint32_t threshold) {
+    Mask m;
+    for (int i = 0; i < width; ++i) m[i] = p[i] >= threshold ? -1 : 0;
+    return m;
   }
-  CATTN_INLINE static V load_float32(const float* p) { return load_float32_n(p, width); }
 
   // `width` rows to `width` columns.
   CATTN_INLINE static void transpose(V (&r)[kWidth]) {

@@ -1,0 +1,119 @@
+// Forward mode: how out moves when q, k and v move by their tangents. With s, P as in forward:
+//   ds = scale (dq . k + q . dk) (1 - tanh^2 of a softcap)
+//   dO = sum_j P_j ds_j v_j + P_j dv_j  -  (sum_j P_j ds_j) O
+// in the same pass with the same running softmax; dropout drops P in both sums that hold v.
+
+template <class T>
+struct JvpScratch {
+  using Tiles = typename Tile::Forward<T>;
+  ForwardScratch<T> forward;
+  T *query_tangent, *weight_tangent, *product, *slope, *end;
+
+  CATTN_INLINE JvpScratch(void* scratch, Index head_dim, Index value_dim)
+      : forward(scratch, head_dim, value_dim) {
+    constexpr Index tile = Tiles::query_block * Tiles::key_block;
+    T* p = forward.end;
+    const auto take = [&](Index elements) {
+      T* const mine = p;
+      p += round_up(elements, 64 / static_cast<Index>(sizeof(T)));
+      return mine;
+    };
+    query_tangent = take(Tiles::query_block * round_up(head_dim, kPanel<T>));
+    weight_tangent = take(tile);
+    product = take(tile);
+    slope = take(tile);
+    forward.out_tangent = take(Tiles::query_block * round_up(value_dim, kPanel<T>));
+    forward.sum_tangent = take(Tiles::query_block * Vec<T>::width);
+    end = p;
+  }
+};
+
+template <class T>
+Index jvp_scratch_bytes(Index head_dim, Index value_dim) {
+  return bytes_up_to(JvpScratch<T>(nullptr, head_dim, value_dim).end);
+}
+
+// tangent = p scale (tangent + product) slope, summed; masked positions keep their mark.
+template <class T>
+CATTN_INLINE void weight_tangent_row(const T* p, T* tangent, const T* product, const T* slope,
+                                     Index begin, Index end, T scale, T* sum) {
+  using X = Vec<T>;
+  const auto mark = X::set1(kMasked<T>), factor = X::set1(scale);
+  auto total = X::load(sum);
+  for (Index c = begin; c < end; c += X::width) {
+    const auto weight = X::load(p + c);
+    auto ds = X::mul(X::add(X::load(tangent + c), X::load(product + c)), factor);
+    if (slope) ds = X::mul(ds, X::load(slope + c));
+    const auto moved = X::select(X::same_bits(weight, mark), mark, X::mul(weight, ds));
+    total = X::add(total, moved);
+    X::store(tangent + c, moved);
+  }
+  X::store(sum, total);
+}
+
+template <class T, class S>
+void jvp(const JvpTask& task) {
+  using X = Vec<T>;
+  using Tiles = typename Tile::Forward<T>;
+  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+  constexpr Tiling tiling{query_block, key_block};
+  const ForwardTask& t = *task.forward;
+  const JvpScratch<T> all(t.scratch, t.head_dim, t.value_dim);
+  const ForwardScratch<T>& scratch = all.forward;
+  const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
+  const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
+  T* const slope = t.terms->softcap != 0 ? all.slope : nullptr;
+
+  prepare_rows<T, S>(t, scratch);
+  pack_queries<T, S>(task.q_tangent, t.rows, t.head_dim, all.query_tangent);
+  clear_sums(t.rows, t.value_dim, scratch.out_tangent, scratch.sum_tangent);
+  for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
+    const auto key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
+    const auto key_tangent = reinterpret_cast<const T*>(task.key_tangents + index * key_bytes);
+    const auto value = reinterpret_cast<const T*>(t.values + index * value_bytes);
+    const auto value_tangent =
+        reinterpret_cast<const T*>(task.value_tangents + index * value_bytes);
+    const auto products = [&](const T* left, const T* right, T* to, T* maximum) {
+      block_products<T, key_block>(block, left, query_block, right, t.head_dim, to, maximum);
+    };
+    products(scratch.query, key, scratch.score, scratch.maximum);
+    products(all.query_tangent, key, all.weight_tangent, nullptr);
+    products(scratch.query, key_tangent, all.product, nullptr);
+    softmax_rows<T, true>(scratch, block, terms, t.value_dim, slope);
+    for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
+      const Index at = row * key_block;
+      weight_tangent_row(scratch.score + at, all.weight_tangent + at, all.product + at,
+                         slope ? slope + at : nullptr, begin, end, static_cast<T>(terms.scale),
+                         scratch.sum_tangent + row * X::width);
+    });
+    if (terms.dropout.on) {
+      drop_rows(scratch.score, block, terms.dropout);
+      drop_rows(all.weight_tangent, block, terms.dropout);
+    }
+    const bool finite = (t.value_flags[index] & kBlockFinite) != 0;
+    const bool tangent_finite = (task.value_tangent_flags[index] & kBlockFinite) != 0;
+    accumulate_block(block, scratch.score, value, finite, t.value_dim, scratch.out);
+    accumulate_block(block, all.weight_tangent, value, finite, t.value_dim, scratch.out_tangent);
+    accumulate_block(block, scratch.score, value_tangent, tangent_finite, t.value_dim,
+                     scratch.out_tangent);
+  });
+
+  finish_rows<T, S>(t, scratch);
+  const bool dropped = t.terms->dropout.on;
+  const T kept_scale = dropped ? static_cast<T>(t.terms->dropout.kept_scale) : T(1);
+  for (Index first = 0; first < t.rows; first += X::width) {
+    const RowResults<T> results = row_results(t, scratch, first);
+    T moved[X::width];
+    X::store(moved, sum_rows<T>(scratch.sum_tangent + first * X::width));
+    for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
+      // factor = kept_scale / denominator, and the sum of P ds is not dropped.
+      const T factor = results.factors[r - first];
+      const auto by = X::set1(factor), mean = X::set1(-moved[r - first] * (factor / kept_scale));
+      store_row(static_cast<S*>(task.out_tangent.data) + r * task.out_tangent.row_stride,
+                scratch.out_tangent, r, t.value_dim, [&](auto u, Index at) {
+                  const auto out = X::mul(X::load(scratch.out + at), by);
+                  return X::fma(mean, out, X::mul(u, by));
+                });
+    }
+  }
+}
