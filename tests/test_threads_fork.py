@@ -260,6 +260,42 @@ def test_subnormal_values(dtype):
     np.testing.assert_allclose(out / tiny, 1024, rtol=0.05)
 
 
+@pytest.mark.parametrize("busy_with", ["forward", "backward", "copied input", "copied output"])
+def test_interpreter_exit_amid_calls(busy_with):
+    """The interpreter ends while daemon threads compute: no crash, no message, no hang."""
+    code = """
+import sys, threading
+import numpy as np, cattn
+
+q = np.zeros((1, 256, 64), np.float32)
+out, lse, _ = cattn.attention(q, q, q, return_lse=True)
+many = np.zeros((2**14, 64), np.float32)
+columns = np.zeros((64, 2**14), np.float32).T  # the last axis is not contiguous
+one = np.zeros((1, 64), np.float32)
+calls = {
+    "forward": lambda: cattn.attention(q, q, q, num_threads=1),
+    "backward": lambda: cattn.attention_backward(q, q, q, q, out, lse, num_threads=1),
+    "copied input": lambda: cattn.attention(columns, one, one, num_threads=1),
+    "copied output": lambda: cattn.attention(many, one, one, out=many, num_threads=1),
+}
+call, started = calls[sys.argv[1]], threading.Barrier(5)
+
+def work():
+    call()
+    started.wait()
+    while True:
+        call()
+
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+started.wait()
+"""
+    for _ in range(5):
+        process = run_python(code, busy_with)
+        assert_ran(process)
+        assert process.stdout == process.stderr == ""
+
+
 def test_nothing_is_printed():
     code = """
 import numpy as np, cattn

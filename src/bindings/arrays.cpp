@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bindings/dlpack.h"
+#include "bindings/gil.h"
 
 namespace cattn::python {
 namespace {
@@ -78,6 +79,14 @@ std::vector<py::ssize_t> shape_of(const cattn_array& description) {
   return {description.shape, description.shape + description.ndim};
 }
 
+// A C-ordered copy.
+py::array converted(const py::array& a, const py::object& dtype) {
+  PyObject* const copy = returning_to_python(
+      [&] { return PyObject_CallMethod(a.ptr(), "astype", "Os", dtype.ptr(), "C"); });
+  if (!copy) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(copy);
+}
+
 py::dtype dtype_of(int32_t code) {
   switch (code) {
     case CATTN_FLOAT64: return py::dtype::of<double>();
@@ -128,7 +137,7 @@ Argument input(const char* name, const py::object& object, Kind kind) {
     argument.array = std::move(foreign.array);
     if (foreign.bfloat16 && kind == Kind::floating) dtype = CATTN_BFLOAT16;
   } else {
-    argument.array = py::array::ensure(object);
+    argument.array = returning_to_python([&] { return py::array::ensure(object); });
     if (!argument.array) {
       PyErr_Clear();
       throw py::type_error(std::string(name) + ": is not an array");
@@ -147,11 +156,10 @@ Argument input(const char* name, const py::object& object, Kind kind) {
       argument.array = py::module_::import("numpy").attr("minimum")(
           argument.array, argument.array.dtype().attr("type")(largest));
     }
-    argument.array = py::array_t<int64_t, py::array::forcecast>(argument.array);
+    argument.array = converted(argument.array, py::dtype::of<int64_t>());
   } else if (!walkable(argument.array, kind == Kind::floating)) {
-    // A C-ordered copy in native byte order.
-    const py::object native = argument.array.dtype().attr("newbyteorder")("=");
-    argument.array = argument.array.attr("astype")(native, py::arg("order") = "C");
+    // In native byte order.
+    argument.array = converted(argument.array, argument.array.dtype().attr("newbyteorder")("="));
   }
   describe(name, argument.array, dtype, argument.description);
   return argument;
@@ -187,6 +195,12 @@ Argument given_output(const char* name, const py::object& object, const cattn_ar
   }
   describe(name, a, description.dtype, argument.description);
   return argument;
+}
+
+void copy(const py::array& from, const py::array& to) {
+  const int failed =
+      returning_to_python([&] { return PyObject_SetItem(to.ptr(), Py_Ellipsis, from.ptr()); });
+  if (failed) throw py::error_already_set();
 }
 
 bool may_overlap(const py::array& a, const py::array& b) {

@@ -34,6 +34,9 @@ Argument new_output(const cattn_array& description);
 // The caller's `out=`, checked against the description. Shape and dtype must be exact.
 Argument given_output(const char* name, const py::object& object, const cattn_array& description);
 
+// to[...] = from
+void copy(const py::array& from, const py::array& to);
+
 // Whether the memory of two arrays may overlap.
 bool may_overlap(const py::array& a, const py::array& b);
 

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "bindings/gil.h"
 #include "bindings/options.h"
 
 namespace cattn::python {
@@ -9,13 +10,8 @@ namespace {
 
 // Runs a call of the C interface without the GIL and raises what it reports.
 template <class F>
-void without_gil(F call) {
-  cattn_status status;
-  {
-    const py::gil_scoped_release release;
-    status = call();
-  }
-  raise_on_error(status);
+void run(F call) {
+  raise_on_error(without_gil(call));
 }
 
 py::object or_none(const Argument& a) { return a ? py::object(a.array) : py::none(); }
@@ -50,8 +46,8 @@ py::tuple attention(const py::object& q, const py::object& k, const py::object& 
   problem.out = target.description;
   problem.lse = lse.description;
   problem.weights = weights.description;
-  without_gil([&] { return cattn_attention_forward(&problem); });
-  if (!target.array.is(result.array)) result.array[py::ellipsis()] = target.array;
+  run([&] { return cattn_attention_forward(&problem); });
+  if (!target.array.is(result.array)) copy(target.array, result.array);
   return py::make_tuple(result.array, or_none(lse), or_none(weights));
 }
 
@@ -107,7 +103,7 @@ py::dict attention_backward(const py::object& dout, const py::object& q, const p
   parameter("bias", "grads: contains 'bias', but there is no bias", inputs.bias, problem.dbias);
   parameter("sinks", "grads: contains 'sinks', but there are no sinks", inputs.sinks,
             problem.dsinks);
-  without_gil([&] { return cattn_attention_backward(&problem); });
+  run([&] { return cattn_attention_backward(&problem); });
   return results;
 }
 
@@ -126,7 +122,7 @@ py::tuple attention_jvp(const py::object& q, const py::object& k, const py::obje
   problem.v_tangent = v_tangent.description;
   problem.out = out.description;
   problem.out_tangent = out_tangent.description;
-  without_gil([&] { return cattn_attention_jvp(&problem); });
+  run([&] { return cattn_attention_jvp(&problem); });
   return py::make_tuple(out.array, out_tangent.array);
 }
 
@@ -146,7 +142,7 @@ py::array dropout_mask(const std::vector<int64_t>& shape, const py::object& drop
   const Argument mask = new_output(description);
   const double probability = parse_number("dropout", dropout);
   const uint64_t number = probability == 0 && seed.is_none() ? 0 : parse_seed(seed);
-  without_gil([&] { return cattn_dropout_mask(probability, number, &mask.description); });
+  run([&] { return cattn_dropout_mask(probability, number, &mask.description); });
   return mask.array;
 }
 
@@ -165,7 +161,7 @@ py::array rope(const py::object& x, const py::object& cos, const py::object& sin
   problem.cos = cos_argument.description;
   problem.sin = sin_argument.description;
   problem.out = out.description;
-  without_gil([&] { return cattn_rope_apply(&problem); });
+  run([&] { return cattn_rope_apply(&problem); });
   return out.array;
 }
 
