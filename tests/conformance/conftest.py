@@ -1,0 +1,12 @@
+"""What the conformance tests are about: they run on each of these modules."""
+
+import importlib
+
+import pytest
+
+MODULES = ["cattn.reference"]
+
+
+@pytest.fixture(params=MODULES)
+def module(request):
+    return importlib.import_module(request.param)
