@@ -176,8 +176,9 @@ def _scores(q: Array, k: Array, scale: float | None) -> Array:
     """scale · q kᵀ in float32 at least."""
     wide = np.result_type(q, k, np.float32)
     group = q.shape[1] // k.shape[1]
-    products = q.astype(wide) @ k.astype(wide).repeat(group, axis=1).swapaxes(2, 3)
-    return products * wide.type(q.shape[3] ** -0.5 if scale is None else scale)
+    products: Array = q.astype(wide) @ k.astype(wide).repeat(group, axis=1).swapaxes(2, 3)
+    products *= q.shape[3] ** -0.5 if scale is None else scale
+    return products
 
 
 def _seen(
