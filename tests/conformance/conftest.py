@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-MODULES = ["cattn.reference"]
+MODULES = ["cattn.reference", "cattn"]
 
 
 @pytest.fixture(params=MODULES)

@@ -67,7 +67,8 @@ def draw(seed: int, dtype: Any) -> OptionSet:
         options["kv_lengths"] = (
             rng.integers(0, lk + 1, batch) if batch else int(rng.integers(lk + 1))
         )
-    if chance(0.5) and options.keys() & {"causal", "window", "alibi_slopes"}:
+    bounded = any(side is not None and side >= 0 for side in options.get("window", ()))
+    if chance(0.5) and (bounded or options.keys() & {"causal", "alibi_slopes"}):
         options["causal_offset"] = (
             rng.integers(-2, lk + 1, batch)
             if batch and chance(0.5)
