@@ -238,7 +238,7 @@ def attention_jvp(
         p = _weights(pairs.s, _log_sum_exp(_with_sinks(pairs.s, sinks)))
         dscores = _scale(x, scale) * (dx.q @ _transposed(x.k) + x.q @ _transposed(dx.k))
         ds = np.where(pairs.seen, _softcap_slope(x, scale, softcap) * dscores, 0)
-        dp = np.where(pairs.seen, p * (ds - (p * ds).sum(axis=-1, keepdims=True)), 0)
+        dp = p * (ds - (p * ds).sum(axis=-1, keepdims=True))
         out = _product(pairs.dropped(p), x.v, pairs.kept)
         dout = _product(pairs.dropped(dp), x.v, pairs.kept)
         dout = dout + _product(pairs.dropped(p), dx.v, pairs.kept)

@@ -477,6 +477,21 @@ def test_tangents_of_what_is_masked_stay_out():
     assert_close(reference.attention_jvp(q, k, v, dq, dk, dv, mask=mask), expected)
 
 
+def test_tangents_of_what_is_dropped_stay_out():
+    q, k, v = (a[0, :1] for a in draw())
+    dq, dk, dv = (a[0, :1] for a in draw(seed=1))
+    options = {"dropout": 0.5, "seed": 3}
+    mask = reference.dropout_mask((1, 5, 7), **options)
+    column = int(np.flatnonzero(~mask[0].all(axis=0))[0])
+    expected = reference.attention_jvp(q, k, v, dq, dk, dv, **options)
+    v, dv = v.copy(), dv.copy()
+    v[0, column], dv[0, column] = np.inf, np.nan
+    actual = reference.attention_jvp(q, k, v, dq, dk, dv, **options)
+    rows = ~mask[0, :, column]
+    assert_close([a[0, rows] for a in actual], [e[0, rows] for e in expected])
+    assert not np.isfinite(actual[1][0, ~rows]).any()
+
+
 def test_plain_tangents():
     q, k, v = (a[0, 0] for a in draw())
     out, dout = reference.attention_jvp(q, k, v, q, k, v)
