@@ -174,7 +174,7 @@ def assert_close(actual, expected):
         ((None, 1), lambda d: d <= 1),
         ((2, -1), lambda d: d >= -2),
         ((-1, None), lambda d: d == d),
-        ((-3, 4), lambda d: (d >= 3) & (d <= 4)),
+        ((0, 4), lambda d: (d >= 0) & (d <= 4)),
     ],
 )
 @pytest.mark.parametrize("offset", [None, 0, -3, [1, 4]])
