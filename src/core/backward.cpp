@@ -1,13 +1,17 @@
 // The backward loop nest. Per (batch, kv head) pair: pack both sides, then key block by key block
 // against all query blocks of the group; dk and dv of a key block are summed in the thread's own
-// memory, dq in one accumulator per chunk of key blocks, added up in order at the end.
+// memory, dq of a query block in one accumulator, to which the key blocks add in their order,
+// whichever threads compute them.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <new>
 #include <unordered_map>
 #include <vector>
 
 #include "core/attention.h"
 #include "core/error.h"
+#include "core/mask_blocks.h"
 #include "core/parallel.h"
 #include "core/plan.h"
 #include "core/scalar.h"
@@ -39,11 +43,9 @@ struct Entry {
   Index key_blocks;          // over all rows that gradients are written for
   Index query_blocks;        // of one head
   Index group_query_blocks;  // of all heads of a group
-  Chunks chunks;
-  Index first_keys;     // (kv head, key block) in order
-  Index first_queries;  // (query head, query block) in order
-  Index first_row;      // (query head, query) in order
-  Index first_dq;       // (kv head, chunk, query head of the group, query block) in order
+  Index first_keys;          // (kv head, key block) in order
+  Index first_queries;       // (query head, query block) in order
+  Index first_row;           // (query head, query) in order
 };
 
 // Everything packed for one pair. Blocks follow one another.
@@ -52,8 +54,9 @@ struct PackedPair {
   uint8_t* key_flags;
   char *queries, *grads_out;  // per (query head of the group, query block)
   uint8_t* query_flags;
-  char *lse, *delta;  // per (query head of the group, query)
-  char* dq;           // per (chunk, query head of the group, query block)
+  char *lse, *delta;          // per (query head of the group, query)
+  char* dq;                   // per (query head of the group, query block)
+  std::atomic<Index>* turns;  // likewise: the key block that may add to dq next
 };
 
 class Backward {
@@ -62,17 +65,13 @@ class Backward {
       : p_(problem), k_(kernels), tiling_(kernels.backward_tiling), pairs_(p_.batch * p_.heads_kv) {
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
-      Entry e{b,  p_.sequence(b), p_.band(b),     0,           0,        0,
-              {}, total_.keys,    total_.queries, total_.rows, total_.dq};
+      Entry e{b, p_.sequence(b), p_.band(b), 0, 0, 0, total_.keys, total_.queries, total_.rows};
       e.key_blocks = ceil_div(e.sequence.key_rows, tiling_.key_block);
       e.query_blocks = ceil_div(e.sequence.queries, tiling_.query_block);
       e.group_query_blocks = p_.group * e.query_blocks;
-      e.chunks = backward_chunks(pairs_, e.key_blocks);
-      const Sizes mine{e.key_blocks, e.group_query_blocks, p_.group * e.sequence.queries,
-                       checked_multiply(e.chunks.count, e.group_query_blocks)};
+      const Sizes mine{e.key_blocks, e.group_query_blocks, p_.group * e.sequence.queries};
       total_.add(mine, p_.heads_kv);
       most_.raise(mine);
-      most_chunks_ = std::max(most_chunks_, e.chunks.count);
       entries_.push_back(e);
     }
   }
@@ -91,6 +90,8 @@ class Backward {
     lay_out(sizes);
     const Workspace workspace(layout_.bytes());
     data_ = workspace.data();
+    const MaskBlocks mask_blocks(p_, tiling_, threads_);
+    mask_blocks_ = &mask_blocks;
     if (shared_) {
       run_shared();
     } else {
@@ -100,8 +101,7 @@ class Backward {
         const PackedPair packed = packed_pair(e, h, thread);
         for (Index b = 0; b < e.key_blocks; ++b) pack_keys(e, h, b, packed);
         for (Index b = 0; b < e.group_query_blocks; ++b) pack_queries(e, h, b, packed);
-        for (Index c = 0; c < e.chunks.count; ++c) chunk(e, h, c, packed, thread);
-        for (Index b = 0; b < e.group_query_blocks; ++b) flush_dq(e, h, b, packed);
+        for (Index b = 0; b < e.key_blocks; ++b) key_block(e, h, b, packed, thread);
       });
     }
     if (p_.dsinks_array.data) add_up_sinks();
@@ -110,18 +110,16 @@ class Backward {
  private:
   // What one pair needs, or all of them.
   struct Sizes {
-    Index keys = 0, queries = 0, rows = 0, dq = 0;
+    Index keys = 0, queries = 0, rows = 0;
     void add(const Sizes& pair, Index count) {
       keys = checked_add(keys, checked_multiply(count, pair.keys));
       queries = checked_add(queries, checked_multiply(count, pair.queries));
       rows = checked_add(rows, checked_multiply(count, pair.rows));
-      dq = checked_add(dq, checked_multiply(count, pair.dq));
     }
     void raise(const Sizes& pair) {
       keys = std::max(keys, pair.keys);
       queries = std::max(queries, pair.queries);
       rows = std::max(rows, pair.rows);
-      dq = std::max(dq, pair.dq);
     }
   };
 
@@ -136,19 +134,17 @@ class Backward {
       const Index rest = item - e.first_queries, h = rest / e.group_query_blocks;
       pack_queries(e, h, rest % e.group_query_blocks, packed_pair(e, h, thread));
     });
-    // The first keys are seen by the most queries: heavy chunks first.
-    const Index chunk_items = checked_multiply(pairs_, most_chunks_);
-    parallel_items(chunk_items, threads_, p_.executor, [&](Index item, int32_t thread) {
-      const Index pair = item % pairs_, c = item / pairs_;
+    // As many pairs at a time as threads, so that they rarely wait for one another; key block by
+    // key block, since the first keys are seen by the most queries: the light ones fill the gaps.
+    const Index at_once = threads_;
+    const Index items = checked_multiply(pairs_, most_.keys);
+    parallel_items(items, threads_, p_.executor, [&](Index item, int32_t thread) {
+      const Index first = item / (at_once * most_.keys) * at_once;
+      const Index pairs = std::min(at_once, pairs_ - first);
+      const Index rest = item - first * most_.keys, block = rest / pairs;
+      const Index pair = first + rest % pairs, h = pair % p_.heads_kv;
       const Entry& e = entry(pair);
-      if (c < e.chunks.count) {
-        chunk(e, pair % p_.heads_kv, c, packed_pair(e, pair % p_.heads_kv, thread), thread);
-      }
-    });
-    parallel_items(total_.queries, threads_, p_.executor, [&](Index item, int32_t thread) {
-      const Entry& e = entry_of(entries_, &Entry::first_queries, item);
-      const Index rest = item - e.first_queries, h = rest / e.group_query_blocks;
-      flush_dq(e, h, rest % e.group_query_blocks, packed_pair(e, h, thread));
+      if (block < e.key_blocks) key_block(e, h, block, packed_pair(e, h, thread), thread);
     });
     if (p_.dbias) run_bias_gradient();
   }
@@ -178,7 +174,8 @@ class Backward {
     query_flags_at_ = part(sizes.queries, 1);
     lse_at_ = part(sizes.rows, k_.arithmetic_size);
     delta_at_ = part(sizes.rows, k_.arithmetic_size);
-    dq_at_ = part(sizes.dq, p_.dq ? dq_bytes_ : 0);
+    dq_at_ = part(p_.dq ? sizes.queries : 0, dq_bytes_);
+    turns_at_ = part(p_.dq ? sizes.queries : 0, sizeof(std::atomic<Index>));
     dsinks_at_ = part(p_.dsinks_array.data ? total_.queries : 0, sizeof(double));
 
     const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
@@ -193,8 +190,7 @@ class Backward {
     Sizes at;
     if (shared_) {
       at = {e.first_keys + h * e.key_blocks, e.first_queries + h * e.group_query_blocks,
-            e.first_row + h * p_.group * e.sequence.queries,
-            e.first_dq + h * e.chunks.count * e.group_query_blocks};
+            e.first_row + h * p_.group * e.sequence.queries};
     } else {
       at.add(most_, thread);
     }
@@ -208,12 +204,9 @@ class Backward {
     pair.query_flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.queries);
     pair.lse = data_ + lse_at_ + at.rows * k_.arithmetic_size;
     pair.delta = data_ + delta_at_ + at.rows * k_.arithmetic_size;
-    pair.dq = data_ + dq_at_ + at.dq * dq_bytes_;
+    pair.dq = data_ + dq_at_ + at.queries * dq_bytes_;
+    pair.turns = reinterpret_cast<std::atomic<Index>*>(data_ + turns_at_) + at.queries;
     return pair;
-  }
-  char* dq_accumulator(const Entry& e, const PackedPair& packed, Index chunk_index,
-                       Index block) const {
-    return packed.dq + (chunk_index * e.group_query_blocks + block) * dq_bytes_;
   }
   char* scratch(int32_t thread) const { return data_ + threads_at_ + thread * thread_bytes_; }
 
@@ -285,9 +278,10 @@ class Backward {
     }
     k_.row_terms(terms);
     if (p_.dq) {
-      for (Index c = 0; c < e.chunks.count; ++c) {
-        std::memset(dq_accumulator(e, packed, c, block), 0, static_cast<size_t>(dq_bytes_));
-      }
+      std::memset(packed.dq + block * dq_bytes_, 0, static_cast<size_t>(dq_bytes_));
+      const BlockRange attended = key_blocks_of(e, block);
+      ::new (packed.turns + block) std::atomic<Index>(attended.first);
+      if (attended.count == 0) flush_dq(e, h, block, nullptr);
     }
   }
   char* row_term(const Entry& e, char* terms, Index block) const {
@@ -317,7 +311,11 @@ class Backward {
     return t;
   }
 
-  // Query blocks that attend some key of a key block.
+  // Key blocks that a query block attends, and the other way round.
+  BlockRange key_blocks_of(const Entry& e, Index group_block) const {
+    return key_blocks(e.band, first_query(e, group_block), query_rows(e, group_block),
+                      tiling_.key_block);
+  }
   BlockRange query_blocks_of(const Entry& e, Index key_block) const {
     const Index rows = key_rows(e, key_block);
     if (rows == 0) return {};
@@ -328,31 +326,53 @@ class Backward {
     return {first, ceil_div(queries.end, tiling_.query_block) - first};
   }
 
-  void chunk(const Entry& e, Index h, Index c, const PackedPair& packed, int32_t thread) const {
+  // One key block against all the query blocks that attend it.
+  void key_block(const Entry& e, Index h, Index key_block, const PackedPair& packed,
+                 int32_t thread) const {
     char* const own = scratch(thread);
     char* const dk = own + scratch_bytes_;
     char* const dv = dk + ceil_div(dk_bytes_, kAlignment) * kAlignment;
-    const Index begin = c * e.chunks.blocks_per_chunk;
-    const Index end = std::min(begin + e.chunks.blocks_per_chunk, e.key_blocks);
-    for (Index key_block = begin; key_block < end; ++key_block) {
-      std::memset(dk, 0, static_cast<size_t>(dk_bytes_));
-      std::memset(dv, 0, static_cast<size_t>(dv_bytes_));
-      const BlockRange range = query_blocks_of(e, key_block);
-      for (Index g = 0; g < p_.group; ++g) {
-        const ScoreTerms terms = p_.terms(e.batch, h * p_.group + g);
-        for (Index qb = range.first; qb < range.first + range.count; ++qb) {
-          const Index block = g * e.query_blocks + qb;
-          BackwardTask t = task(e, key_block, block, packed, terms);
-          t.dq = p_.dq ? dq_accumulator(e, packed, c, block) : nullptr;
-          t.dk = p_.dk ? dk : nullptr;
-          t.dv = p_.dv ? dv : nullptr;
-          t.scratch = own;
-          k_.backward(t);
-        }
+    std::memset(dk, 0, static_cast<size_t>(dk_bytes_));
+    std::memset(dv, 0, static_cast<size_t>(dv_bytes_));
+    const BlockRange range = query_blocks_of(e, key_block);
+    for (Index g = 0; g < p_.group; ++g) {
+      const Index head = h * p_.group + g;
+      const ScoreTerms terms = p_.terms(e.batch, head), unmasked = without_mask(terms);
+      for (Index qb = range.first; qb < range.first + range.count; ++qb) {
+        const Index block = g * e.query_blocks + qb;
+        const MaskKind kind = mask_kind(e, head, qb, key_block);
+        BackwardTask t =
+            task(e, key_block, block, packed, kind == MaskKind::full ? unmasked : terms);
+        t.dk = p_.dk ? dk : nullptr;
+        t.dv = p_.dv ? dv : nullptr;
+        t.scratch = own;
+        if (kind != MaskKind::empty) k_.backward(t);
+        if (p_.dq) add_dq(e, h, key_block, block, packed, t, kind != MaskKind::empty);
       }
-      if (p_.dk) flush_keys(e, h, key_block, dk, p_.dk, p_.head_dim, p_.scale);
-      if (p_.dv) flush_keys(e, h, key_block, dv, p_.dv, p_.value_dim, p_.dropout.kept_scale);
     }
+    if (p_.dk) flush_keys(e, h, key_block, dk, p_.dk, p_.head_dim, p_.scale);
+    if (p_.dv) flush_keys(e, h, key_block, dv, p_.dv, p_.value_dim, p_.dropout.kept_scale);
+  }
+
+  static ScoreTerms without_mask(ScoreTerms terms) {
+    terms.mask.data = nullptr;
+    return terms;
+  }
+  MaskKind mask_kind(const Entry& e, Index head, Index query_block, Index key_block) const {
+    const MaskKind* const kinds = mask_blocks_->of(e.batch, head, query_block);
+    return kinds ? kinds[key_block] : MaskKind::full;
+  }
+
+  // The key blocks of a query block take turns; the last one writes the result.
+  void add_dq(const Entry& e, Index h, Index key_block, Index block, const PackedPair& packed,
+              BackwardTask& t, bool attends) const {
+    std::atomic<Index>& turn = packed.turns[block];
+    t.dq = packed.dq + block * dq_bytes_;
+    wait_for_turn(turn, key_block);
+    if (attends) k_.backward_dq(t);
+    const BlockRange attended = key_blocks_of(e, block);
+    if (key_block + 1 == attended.first + attended.count) flush_dq(e, h, block, t.dq);
+    turn.store(key_block + 1, std::memory_order_release);
   }
 
   // The gradient of keys that exist, and zeros for those past the end of the sequence.
@@ -360,9 +380,8 @@ class Backward {
                   Index cols, double factor) const {
     const Index first = e.sequence.first_key + block * tiling_.key_block;
     const Index rows = key_rows(e, block), written = written_rows(e, block);
-    flush(to,
-          {&accumulator, 1, false, rows, cols, factor, p_.writable_rows(to, e.batch, h, first)});
-    flush(to, {nullptr, 0, false, written - rows, cols, factor,
+    flush(to, {accumulator, false, rows, cols, factor, p_.writable_rows(to, e.batch, h, first)});
+    flush(to, {nullptr, false, written - rows, cols, factor,
                p_.writable_rows(to, e.batch, h, first + rows)});
   }
 
@@ -370,16 +389,10 @@ class Backward {
     (to.element_size == k_.arithmetic_size ? k_.flush_wide : k_.flush)(task);
   }
 
-  void flush_dq(const Entry& e, Index h, Index block, const PackedPair& packed) const {
-    if (!p_.dq) return;
-    const void* accumulators[kMostChunks];
-    for (Index c = 0; c < e.chunks.count; ++c) {
-      accumulators[c] = dq_accumulator(e, packed, c, block);
-    }
-    const Index head = query_head_of(e, h, block);
-    flush(p_.dq,
-          {accumulators, e.chunks.count, true, query_rows(e, block), p_.head_dim, p_.scale,
-           p_.writable_rows(p_.dq, e.batch, head, e.sequence.first_query + first_query(e, block))});
+  void flush_dq(const Entry& e, Index h, Index block, const void* accumulator) const {
+    const Index first = e.sequence.first_query + first_query(e, block);
+    flush(p_.dq, {accumulator, true, query_rows(e, block), p_.head_dim, p_.scale,
+                  p_.writable_rows(p_.dq, e.batch, query_head_of(e, h, block), first)});
   }
 
   // ---- the gradient of the sinks: a part per query block, added up in order ----
@@ -458,14 +471,17 @@ class Backward {
       const Range queries = range(p_.bias_rows_broadcast, e.query_blocks, of.query_block);
       const Range keys = range(p_.bias_cols_broadcast, e.key_blocks, of.key_block);
       for (Index h = heads.begin; h < heads.end; ++h) {
-        const ScoreTerms terms = p_.terms(e.batch, h);
+        const ScoreTerms terms = p_.terms(e.batch, h), unmasked = without_mask(terms);
         const PackedPair packed = packed_pair(e, h / p_.group, thread);
         for (Index key_block = keys.begin; key_block < keys.end; ++key_block) {
           const BlockRange attending = query_blocks_of(e, key_block);
           const Index from = std::max(queries.begin, attending.first);
           const Index to = std::min(queries.end, attending.first + attending.count);
           for (Index qb = from; qb < to; ++qb) {
-            BackwardTask t = task(e, key_block, h % p_.group * e.query_blocks + qb, packed, terms);
+            const MaskKind kind = mask_kind(e, h, qb, key_block);
+            if (kind == MaskKind::empty) continue;
+            BackwardTask t = task(e, key_block, h % p_.group * e.query_blocks + qb, packed,
+                                  kind == MaskKind::full ? unmasked : terms);
             t.scratch = scratch(thread);
             t.dscore = collapses ? part : sum;
             if (collapses) std::memset(part, 0, static_cast<size_t>(tile_bytes_));
@@ -513,17 +529,17 @@ class Backward {
   const Index pairs_;
   std::vector<Entry> entries_;
   Sizes total_, most_;
-  Index most_chunks_ = 0;
   int32_t threads_ = 1;
   bool shared_ = false;
   Layout layout_;
   char* data_ = nullptr;
+  const MaskBlocks* mask_blocks_ = nullptr;
   Index key_bytes_ = 0, value_bytes_ = 0, key_rows_bytes_ = 0, query_bytes_ = 0,
         grad_out_bytes_ = 0, dq_bytes_ = 0, dk_bytes_ = 0, dv_bytes_ = 0, tile_bytes_ = 0,
         scratch_bytes_ = 0, thread_bytes_ = 0;
   Index keys_at_ = 0, values_at_ = 0, key_rows_at_ = 0, key_flags_at_ = 0, queries_at_ = 0,
         grads_out_at_ = 0, query_flags_at_ = 0, lse_at_ = 0, delta_at_ = 0, dq_at_ = 0,
-        dsinks_at_ = 0, threads_at_ = 0;
+        turns_at_ = 0, dsinks_at_ = 0, threads_at_ = 0;
 };
 
 }  // namespace

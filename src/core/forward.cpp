@@ -5,6 +5,7 @@
 
 #include "core/attention.h"
 #include "core/error.h"
+#include "core/mask_blocks.h"
 #include "core/parallel.h"
 #include "core/plan.h"
 #include "core/workspace.h"
@@ -42,7 +43,7 @@ class Forward {
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
       Entry e{b, p_.sequence(b), p_.band(b), {}, 0, packed_blocks_, items_};
-      e.blocks = key_blocks(e.band, e.sequence.queries, tiling_.key_block);
+      e.blocks = key_blocks(e.band, 0, e.sequence.queries, tiling_.key_block);
       e.query_blocks = ceil_div(e.sequence.queries, tiling_.query_block);
       packed_blocks_ = checked_add(packed_blocks_, p_.heads_kv * e.blocks.count);
       items_ = checked_add(items_, p_.heads_q * e.query_blocks);
@@ -58,6 +59,8 @@ class Forward {
     lay_out(shared ? packed_blocks_ : threads * most_blocks_, threads);
     const Workspace workspace(layout_.bytes());
     data_ = workspace.data();
+    const MaskBlocks mask_blocks(p_, tiling_, threads);
+    mask_blocks_ = &mask_blocks;
 
     if (!shared) {
       parallel_items(p_.batch * p_.heads_kv, threads, p_.executor, [&](Index pair, int32_t thread) {
@@ -152,6 +155,7 @@ class Forward {
     task.values = keys.values;
     task.value_flags = keys.value_flags;
     task.first_block = e.blocks.first;
+    task.mask_kinds = mask_blocks_->of(b, h, block);
     task.out = p_.writable_rows(p_.out, b, h, row);
     if (p_.lse) {
       task.lse = p_.at(p_.lse, b, h, row);
@@ -192,6 +196,7 @@ class Forward {
   Index most_blocks_ = 0;  // key blocks of the entry that needs the most
   Layout layout_;
   char* data_ = nullptr;
+  const MaskBlocks* mask_blocks_ = nullptr;
   bool own_lse_ = false;
   Index keys_at_[2], values_at_[2], flags_at_[2];
   Index scratch_at_ = 0, scratch_bytes_ = 0, lse_at_ = 0, lse_bytes_ = 0;

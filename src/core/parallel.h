@@ -1,6 +1,8 @@
 // The only file that knows about threads. Work is a number of items that any thread may take; what
 // an item computes depends on its index alone, so results do not depend on the threads.
 #pragma once
+#include <atomic>
+
 #include "core/types.h"
 
 namespace cattn {
@@ -22,6 +24,10 @@ class ItemFunction {
   const void* object_;
   void (*call_)(const void*, Index, int32_t);
 };
+
+// Waits until `turn` is `wanted`, which another thread is about to say: work whose order is part of
+// the result. The other thread must work on an item that was taken before.
+void wait_for_turn(const std::atomic<Index>& turn, Index wanted);
 
 // Calls f(item, thread) once for every item in [0, items), thread in [0, threads); items are taken
 // in order, so the heavy ones go first. With one thread it is a plain loop. f must not throw.

@@ -5,9 +5,10 @@
 
 namespace cattn {
 
-BlockRange key_blocks(const Band& band, Index queries, Index key_block) {
+BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index key_block) {
   if (queries == 0) return {};
-  const Index begin = lowest_key(band, 0), end = highest_key(band, queries - 1);
+  const Index begin = lowest_key(band, first_query);
+  const Index end = highest_key(band, first_query + queries - 1);
   if (begin >= end) return {};
   const Index first = begin / key_block;
   return {first, ceil_div(end, key_block) - first};
@@ -52,15 +53,6 @@ Packing choose_packing(const Problem& problem, int32_t threads) {
   const Index bytes_per_pair = longest * (problem.head_dim + problem.value_dim) * 4;
   const bool small = bytes_per_pair <= Index{512} << 10;
   return pairs >= (small ? 4 : 16) * threads ? Packing::per_thread : Packing::shared;
-}
-
-Chunks backward_chunks(Index pairs, Index key_blocks) {
-  constexpr Index kBlocksWorthIt = 4;
-  pairs = std::max<Index>(pairs, 1);
-  const Index wanted =
-      std::clamp<Index>(key_blocks / kBlocksWorthIt, 1, ceil_div(kMostChunks, pairs));
-  const Index per_chunk = std::max<Index>(ceil_div(key_blocks, wanted), 1);
-  return {std::max<Index>(ceil_div(key_blocks, per_chunk), 1), per_chunk};
 }
 
 }  // namespace cattn

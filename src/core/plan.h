@@ -10,11 +10,11 @@
 
 namespace cattn {
 
-// Key blocks that some query of a batch entry may attend.
+// Key blocks that some of `queries` queries from `first_query` on may attend.
 struct BlockRange {
   Index first = 0, count = 0;
 };
-BlockRange key_blocks(const Band& band, Index queries, Index key_block);
+BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index key_block);
 
 // Scores that the bands let through, estimated: over all batch entries and query heads.
 double estimated_scores(const Problem& problem);
@@ -27,15 +27,6 @@ int32_t threads_for(const Problem& problem, double flops);
 // where they stay in the cache (many pairs).
 enum class Packing { shared, per_thread };
 Packing choose_packing(const Problem& problem, int32_t threads);
-
-// The backward of one pair is cut into chunks of key blocks, each with a dq of its own, so that few
-// heads still occupy many cores.
-inline constexpr Index kMostChunks = 32;
-struct Chunks {
-  Index count;             // at least 1
-  Index blocks_per_chunk;  // of the key blocks
-};
-Chunks backward_chunks(Index pairs, Index key_blocks);
 
 // Finds the batch entry of an item in work that is numbered entry after entry: `first` is the
 // member that holds the first number of an entry. Entries without items are never found.

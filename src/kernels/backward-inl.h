@@ -87,14 +87,20 @@ void add_score_gradients(const ScoreBlock& block, const T* ds, T* sum) {
   }
 }
 
+// Whether something is masked or dropped in a block where it must be left out one by one.
+CATTN_INLINE bool hides_some(const BackwardTask& t, const ScoreBlock& block) {
+  const ScoreTerms& terms = *t.terms;
+  return !t.finite && (terms.mask.data || terms.bias.data || terms.dropout.on ||
+                       !block.full(0, t.rows, 0, t.cols));
+}
+
 template <class T>
 void backward(const BackwardTask& t) {
   using Tiles = typename Tile::Backward<T>;
   constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
   const BackwardScratch<T> scratch(t.scratch);
   const ScoreBlock block{t.rows, t.first_query, t.cols, t.first_key, t.band};
-  ScoreTerms terms = *t.terms;
-  if (!terms_of_block(block, terms)) return;
+  const ScoreTerms& terms = *t.terms;
   const T factor = static_cast<T>(exponent_factor(terms));
   const T* const query = static_cast<const T*>(t.query);
   const T* const grad_out = static_cast<const T*>(t.grad_out);
@@ -148,24 +154,17 @@ void backward(const BackwardTask& t) {
     });
   }
 
-  const LeftRows<T, key_block> ds_rows{ds};
   const LeftColumns<T, key_block> p_columns{p}, ds_columns{ds};
   const auto rows_of = [&](Index c, Index count) { return block.rows_of(c, count); };
-  const auto columns_of = [&](Index r, Index count) { return block.columns(r, count); };
   T* const dv = static_cast<T*>(t.dv);
   T* const dk = static_cast<T*>(t.dk);
-  T* const dq = static_cast<T*>(t.dq);
-  const T* const key_rows = static_cast<const T*>(t.key_rows);
-  if (!t.finite && (masked || terms.dropout.on)) {
+  if (hides_some(t, block)) {
     if (dv)
       accumulate_skipping<T>(p_columns, t.cols, grad_out, query_block, t.rows, t.value_dim, dv,
                              key_block);
     if (dk)
       accumulate_skipping<T>(ds_columns, t.cols, query, query_block, t.rows, t.head_dim, dk,
                              key_block);
-    if (dq)
-      accumulate_skipping<T>(ds_rows, t.rows, key_rows, key_block, t.cols, t.head_dim, dq,
-                             query_block);
     return;
   }
   if (dv)
@@ -174,9 +173,23 @@ void backward(const BackwardTask& t) {
   if (dk)
     accumulate_panels<T>(ds_columns, t.cols, query, query_block, t.head_dim, dk, key_block,
                          rows_of);
-  if (dq)
-    accumulate_panels<T>(ds_rows, t.rows, key_rows, key_block, t.head_dim, dq, query_block,
-                         columns_of);
+}
+
+template <class T>
+void backward_dq(const BackwardTask& t) {
+  using Tiles = typename Tile::Backward<T>;
+  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+  const ScoreBlock block{t.rows, t.first_query, t.cols, t.first_key, t.band};
+  const LeftRows<T, key_block> ds_rows{BackwardScratch<T>(t.scratch).dscore};
+  const T* const key_rows = static_cast<const T*>(t.key_rows);
+  T* const dq = static_cast<T*>(t.dq);
+  if (hides_some(t, block)) {
+    accumulate_skipping<T>(ds_rows, t.rows, key_rows, key_block, t.cols, t.head_dim, dq,
+                           query_block);
+    return;
+  }
+  accumulate_panels<T>(ds_rows, t.rows, key_rows, key_block, t.head_dim, dq, query_block,
+                       [&](Index r, Index count) { return block.columns(r, count); });
 }
 
 template <class T, class S>
@@ -217,14 +230,13 @@ void flush(const FlushTask& t) {
   const Index block_rows =
       t.query_side ? Tile::Backward<T>::query_block : Tile::Backward<T>::key_block;
   const auto factor = X::set1(static_cast<T>(t.factor));
+  const T* const accumulator = static_cast<const T*>(t.accumulator);
   for (Index col = 0; col < t.cols; col += X::width) {
     const Index panel = col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
     const Index n = t.cols - col;
     for (Index r = 0; r < t.rows; ++r) {
       auto x = X::zero();
-      for (Index a = 0; a < t.count; ++a)
-        x = X::add(x, X::load(static_cast<const T*>(t.accumulators[a]) + panel + r * kPanel<T>));
-      x = X::mul(x, factor);
+      if (accumulator) x = X::mul(X::load(accumulator + panel + r * kPanel<T>), factor);
       S* const out = static_cast<S*>(t.out.data) + r * t.out.row_stride + col;
       if (n >= X::width) {
         X::store(out, x);

@@ -379,9 +379,12 @@ CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
   const Index key_begin = lowest_key(t.band, t.first_query);
   const Index key_end = highest_key(t.band, t.first_query + t.rows - 1);
   for (Index b = key_begin / key_block; b * key_block < key_end; ++b) {
-    const ScoreBlock block = score_block<T>(t, key_block, b);
     ScoreTerms terms = *t.terms;
-    if (terms_of_block(block, terms)) f(block, terms, b - t.first_block);
+    if (t.mask_kinds) {
+      if (t.mask_kinds[b] == MaskKind::empty) continue;
+      if (t.mask_kinds[b] == MaskKind::full) terms.mask.data = nullptr;
+    }
+    f(score_block<T>(t, key_block, b), terms, b - t.first_block);
   }
 }
 

@@ -90,6 +90,9 @@ struct PackTask {
   void* packed;      // packed_bytes(operand, cols) bytes, 64-byte aligned
 };
 
+// What a bool mask leaves of a block of scores.
+enum class MaskKind : uint8_t { empty, partial, full };
+
 // Flags of a packed block.
 enum : uint8_t { kBlockFinite = 1 };
 
@@ -106,6 +109,7 @@ struct ForwardTask {
   const char* values;
   const uint8_t* value_flags;  // one per key block
   Index first_block;           // block b of the sequence is at index b - first_block
+  const MaskKind* mask_kinds;  // one per block b of the sequence; null: no mask
   Rows out;                    // written: rows x value_dim
   void* lse;                   // written if not null, one element per row, lse_stride apart
   Index lse_stride;
@@ -129,7 +133,8 @@ struct JvpTask {
   Rows out_tangent;  // written: rows x value_dim
 };
 
-// One key block against one query block of one head: adds to dq, dk and dv.
+// One key block against one query block of one head: `backward` adds to dk and dv and leaves the
+// score gradients in scratch, from which `backward_dq` adds to dq.
 struct BackwardTask {
   Index rows, first_query;  // of the query block
   Index cols, first_key;    // of the key block
@@ -148,11 +153,10 @@ struct BackwardTask {
   void* scratch;  // backward_scratch_bytes
 };
 
-// Turns `count` accumulators of one block, summed in order, into rows: out = factor * sum.
+// Turns the accumulator of one block into rows: out = factor * accumulator.
 struct FlushTask {
-  const void* const* accumulators;
-  Index count;
-  bool query_side;  // a dq accumulator (query_block rows), else dk or dv (key_block rows)
+  const void* accumulator;  // null: zeros
+  bool query_side;          // a dq accumulator (query_block rows), else dk or dv (key_block rows)
   Index rows, cols;
   double factor;
   Rows out;
@@ -213,6 +217,7 @@ struct KernelSet {
   void (*jvp)(const JvpTask&);
   void (*row_terms)(const RowTermsTask&);
   void (*backward)(const BackwardTask&);
+  void (*backward_dq)(const BackwardTask&);
   void (*flush)(const FlushTask&);
   void (*flush_wide)(const FlushTask&);  // to rows of the arithmetic type
   void (*rope)(const RopeTask&);

@@ -42,48 +42,6 @@ CATTN_INLINE double exponent_factor(const ScoreTerms& terms) {
   return folds_scale(terms) ? terms.scale * kLog2e : kLog2e;
 }
 
-// ---- masks, block by block ----
-
-enum class MaskKind { empty, partial, full };
-
-// What a bool mask leaves of a block. Stops at the first row that shows it to be partial.
-inline MaskKind mask_kind(const ScorePlane& mask, Index i, Index rows, Index j, Index cols) {
-  const uint8_t* const corner =
-      static_cast<const uint8_t*>(mask.data) + i * mask.row_stride + j * mask.col_stride;
-  if (mask.row_stride == 0) rows = 1;
-  if (mask.col_stride == 0) cols = 1;
-  constexpr uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
-  uint64_t some = 0, holes = 0;  // nonzero: a byte that is not zero; one that is
-  for (Index r = 0; r < rows; ++r) {
-    const uint8_t* const row = corner + r * mask.row_stride;
-    Index c = 0;
-    if (mask.col_stride == 1) {
-      for (; c + 8 <= cols; c += 8) {
-        uint64_t bytes;
-        __builtin_memcpy(&bytes, row + c, sizeof(bytes));
-        some |= bytes;
-        holes |= (bytes - ones) & ~bytes & tops;
-      }
-    }
-    for (; c < cols; ++c) {
-      const uint8_t byte = row[c * mask.col_stride];
-      some |= byte;
-      holes |= byte == 0;
-    }
-    if (some && holes) return MaskKind::partial;
-  }
-  return some ? MaskKind::full : MaskKind::empty;
-}
-
-// The terms that are left of a block once its mask is known to hide nothing. False: all is hidden.
-CATTN_INLINE bool terms_of_block(const ScoreBlock& block, ScoreTerms& terms) {
-  if (!terms.mask.data) return true;
-  const MaskKind kind =
-      mask_kind(terms.mask, block.first_query, block.rows, block.first_key, block.cols);
-  if (kind == MaskKind::full) terms.mask.data = nullptr;
-  return kind != MaskKind::empty;
-}
-
 // ---- the transforms, each with its derivative ----
 // Rows [begin, end) in whole vectors. `scale` is what has not been multiplied yet.
 

@@ -24,6 +24,7 @@ constexpr KernelSet kernel_set() {
           jvp<T, S>,
           row_terms<T, S>,
           backward<T>,
+          backward_dq<T>,
           flush<T, S>,
           flush<T, T>,
           rope<T, S>};

@@ -240,6 +240,7 @@ class Head {
         t.scratch = scratch[0];
         dscore.clear();
         k_.backward(t);
+        k_.backward_dq(t);
         const T* const tile = static_cast<const T*>(t.dscore);
         for (Index r = 0; r < t.rows; ++r) {
           for (Index c = 0; c < cols; ++c) {
@@ -248,16 +249,12 @@ class Head {
           }
         }
       }
-      const void* accumulator = dk[0];
-      k_.flush(
-          {&accumulator, 1, false, cols, c_.head_dim, terms_.scale, rows_to(dk_rows, first_key)});
-      accumulator = dv[0];
-      k_.flush({&accumulator, 1, false, cols, c_.value_dim, 1.0, rows_to(dv_rows, first_key)});
+      k_.flush({dk[0], false, cols, c_.head_dim, terms_.scale, rows_to(dk_rows, first_key)});
+      k_.flush({dv[0], false, cols, c_.value_dim, 1.0, rows_to(dv_rows, first_key)});
     }
     for (Index qb = 0; qb < query_count; ++qb) {
       const Index first = qb * tiling.query_block;
-      const void* const accumulator = dq[qb];
-      k_.flush({&accumulator, 1, true, std::min(tiling.query_block, c_.rows - first), c_.head_dim,
+      k_.flush({dq[qb], true, std::min(tiling.query_block, c_.rows - first), c_.head_dim,
                 terms_.scale, rows_to(dq_rows, first)});
     }
     compare("dq", dq_rows, gradients_.dq, bounds_.dq);
