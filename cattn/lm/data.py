@@ -18,16 +18,16 @@ from cattn.lm.errors import InputError
 ORDER, DROPOUT = 0, 1
 
 
-def stream(seed: int, purpose: int, index: int) -> np.random.Generator:
-    """Return the random stream of one purpose (`ORDER` or `DROPOUT`) and one epoch or step.
+def stream(seed: int, purpose: int, *index: int) -> np.random.Generator:
+    """Return the random stream of one purpose: `ORDER` and an epoch, `DROPOUT`, a step and a part.
 
     Examples
     --------
     >>> from cattn.lm.data import DROPOUT, stream
-    >>> float(stream(0, DROPOUT, 5).random()) == float(stream(0, DROPOUT, 5).random())
+    >>> float(stream(0, DROPOUT, 5, 1).random()) == float(stream(0, DROPOUT, 5, 1).random())
     True
     """
-    return np.random.default_rng((seed, purpose, index))
+    return np.random.default_rng((seed, purpose, *index))
 
 
 class Batches:

@@ -143,13 +143,19 @@ def token_losses(x: Array, weight: Array, bias: Array, targets: Array) -> Array:
 
 
 def linear_cross_entropy(
-    x: Array, weight: Array, bias: Array, targets: Array, dweight: Array, dbias: Array
+    x: Array,
+    weight: Array,
+    bias: Array,
+    targets: Array,
+    dweight: Array,
+    dbias: Array,
+    share: float = 1.0,
 ) -> tuple[float, Array]:
-    """Return the mean of `token_losses` and its gradient with respect to x.
+    """Return `share` times the mean of `token_losses`, and its gradient with respect to x.
 
     The logits are made, used and dropped in chunks of rows. With probabilities
-    ``p = softmax(logits)``: ``dlogits = (p - onehot(target)) / T``, ``dx = dlogits @ weight``,
-    ``dweight = dlogits.T @ x``, ``dbias = dlogits`` summed over rows.
+    ``p = softmax(logits)``: ``dlogits = (p - onehot(target)) * share / T``,
+    ``dx = dlogits @ weight``, ``dweight = dlogits.T @ x``, ``dbias = dlogits`` summed over rows.
 
     Parameters
     ----------
@@ -157,26 +163,27 @@ def linear_cross_entropy(
         As for `token_losses`.
     dweight, dbias : ndarrays, shapes (V, d) and (V,)
         The parameters' gradients are added here.
+    share : float
 
     Returns
     -------
     (loss, dx) : float and ndarray, shape (T, d)
     """
-    count = len(x)
+    factor = share / len(x)
     total = 0.0
     dx = np.empty_like(x)
-    for start in range(0, count, LOGIT_CHUNK):
+    for start in range(0, len(x), LOGIT_CHUNK):
         rows = slice(start, start + LOGIT_CHUNK)
         e, total_e, losses = _softmax_parts(x[rows], weight, bias, targets[rows])
         total += float(losses.sum(dtype=np.float64))
         # dlogits = (e - total_e * onehot) * r: the factor r of a row is applied to the narrow
         # operands, which saves two passes over the (rows, V) array.
         e[np.arange(len(e)), targets[rows]] -= total_e
-        r = (1 / (total_e * count)).astype(x.dtype)
+        r = (factor / total_e).astype(x.dtype)
         dx[rows] = (e @ weight) * r[:, None]
         dweight += e.T @ (x[rows] * r[:, None])
         dbias += r @ e
-    return total / count, dx
+    return total * factor, dx
 
 
 def _softmax_parts(

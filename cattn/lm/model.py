@@ -137,6 +137,8 @@ class NextWordModel:
     ----------
     params : dict of str to ndarray
         All parameters by name; see `NextWordModel.shapes`.
+    num_threads : int or None
+        Of each call of attention; None is `cattn.get_num_threads`.
 
     References
     ----------
@@ -158,6 +160,7 @@ class NextWordModel:
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         self.config = config
+        self.num_threads: int | None = None
         self.params = self._initial(np.random.default_rng(seed))
 
     @staticmethod
@@ -271,7 +274,9 @@ class NextWordModel:
         if cache is not None:
             k, v = cache.extend(i, k, v)
         # The last query sees the last key, so this holds for a cache with earlier keys as well.
-        o, lse, _ = attention(q, k, v, causal=True, layout="blhd", return_lse=True)  # (4)
+        o, lse, _ = attention(  # (4)
+            q, k, v, causal=True, layout="blhd", return_lse=True, num_threads=self.num_threads
+        )
         added = o.reshape(x.shape) @ p["proj"]  # (5)
         drop1 = self._drop(added, rng)
         x_mid = np.add(x, added, out=added)
@@ -297,7 +302,7 @@ class NextWordModel:
     # Gradients
 
     def loss_and_grads(
-        self, windows: Array, rng: np.random.Generator | None = None
+        self, windows: Array, rng: np.random.Generator | None = None, share: float = 1.0
     ) -> tuple[float, Params]:
         """Return the mean loss of predicting each next token, and every parameter's gradient.
 
@@ -307,6 +312,9 @@ class NextWordModel:
             Tokens; the first L predict the last L.
         rng : numpy.random.Generator, optional
             Draws the dropout; None means no dropout.
+        share : float
+            The windows' share of a batch: multiplies the loss and the gradients, so that those of
+            all shares sum to the batch's.
 
         Returns
         -------
@@ -325,7 +333,7 @@ class NextWordModel:
 
         doutput = grads["embedding" if self.config.tied else "output"]
         loss, dy = linear_cross_entropy(  # through (10)
-            y, self.output, params["bias"], targets, doutput, grads["bias"]
+            y, self.output, params["bias"], targets, doutput, grads["bias"], share
         )
         dx, grads["norm"] = rms_norm_backward(dy, x, r, params["norm"])  # through (9)
         for i in reversed(range(self.config.blocks)):
@@ -353,8 +361,9 @@ class NextWordModel:
         g["proj"] = t.o.reshape(dx.shape).T @ dadded
         do = (dadded @ p["proj"].T).reshape(t.o.shape)
         dq_dk_dv = attention_backward(  # through (4)
-            do, t.q, t.k, t.v, t.o, t.lse, causal=True, layout="blhd"
-        )[:3]
+            do, t.q, t.k, t.v, t.o, t.lse,
+            causal=True, layout="blhd", num_threads=self.num_threads,
+        )[:3]  # fmt: skip
         dqkv = np.stack(cast("list[Array]", dq_dk_dv), axis=-3).reshape(len(dx), -1)  # through (3)
         g["qkv"] = t.a.T @ dqkv
         da = dqkv @ p["qkv"].T

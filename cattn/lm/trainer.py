@@ -22,10 +22,13 @@ from cattn.lm.errors import InputError
 from cattn.lm.model import ModelConfig, NextWordModel
 from cattn.lm.ngram import NgramLosses, ngram_losses
 from cattn.lm.optim import clip_by_global_norm, learning_rate, make_optimizer
+from cattn.lm.parallel import Map, parallel_map
 from cattn.lm.progress import NoProgress, Progress, progress_bar
 from cattn.lm.tokenizer import WordTokenizer, split
 
-EVALUATION_BATCH = 32
+# Tokens that a thread takes at a time. The parts of a batch and the order of their sum depend on
+# its shape alone, so that the number of threads does not show in the result.
+PART_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,7 @@ class Trainer:
         self._loss_count = 0
         self._best = _copy(model.params)
         self._stopping = False
+        self._map: Map = map
 
     @classmethod
     def new(
@@ -310,8 +314,15 @@ class Trainer:
             The loss is not finite: training has diverged.
         """
         s = self.settings
-        rng = stream(s.seed, DROPOUT, self.step)
-        loss, grads = self.model.loss_and_grads(self.batches.at(self.step), rng)
+        batch = self.batches.at(self.step)
+        starts = range(0, s.batch, self._part)
+        parts = self._map(lambda start: self._part_of_step(batch, start), starts)
+        loss: float
+        loss, grads = next(parts)
+        for part_loss, part_grads in parts:
+            loss += part_loss
+            for name, g in grads.items():
+                g += part_grads[name]
         self._check_finite(loss)
         clip_by_global_norm(grads, s.clip)
         lr = learning_rate(self.step, s.steps, s.lr, s.warmup)
@@ -320,6 +331,17 @@ class Trainer:
         self._loss_sum += loss
         self._loss_count += 1
         return loss
+
+    @property
+    def _part(self) -> int:
+        """Windows that a thread takes at a time."""
+        return max(1, PART_TOKENS // self.model.config.context)
+
+    def _part_of_step(self, batch: Array, start: int) -> tuple[float, dict[str, Array]]:
+        """Return what the windows from `start` add to the batch's loss and gradients."""
+        windows = batch[start : start + self._part]
+        rng = stream(self.settings.seed, DROPOUT, self.step, start)
+        return self.model.loss_and_grads(windows, rng, len(windows) / len(batch))
 
     def held_out_loss(self) -> float:
         """Return the mean loss over every token of the held-out part.
@@ -330,11 +352,12 @@ class Trainer:
         train, held_out = self.data
         if not len(held_out):
             return float("nan")
-        total = 0.0
         context = self.model.config.context
-        for windows, scored in scored_windows(train, held_out, context, EVALUATION_BATCH):
-            total += float(self.model.losses(windows)[:, -scored:].sum(dtype=np.float64))
-        return total / len(held_out)
+        parts = scored_windows(train, held_out, context, self._part)
+        return sum(self._map(lambda part: self._total_loss(*part), parts)) / len(held_out)
+
+    def _total_loss(self, windows: Array, scored: int) -> float:
+        return float(self.model.losses(windows)[:, -scored:].sum(dtype=np.float64))
 
     def run(self, until: int | None = None) -> str:
         """Train up to step `until` (default: all steps), leaving the best weights in the model.
@@ -361,7 +384,7 @@ class Trainer:
         self._stopping = False
         try:
             # Overflow shows in the loss, which is checked.
-            with self._ctrl_c(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            with self._ctrl_c(), self._threads(), np.errstate(all="ignore"):
                 while self.step < end and not self._is_overfitting() and not self._stopping:
                     self.train_step()
                     if self.step % s.evaluate_every == 0 or self.step == s.steps:
@@ -416,6 +439,16 @@ class Trainer:
         if self._loss_count:
             return f"train {self._loss_sum / self._loss_count:.3f}"
         return f"train {self.history[-1].train:.3f}"
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Share the windows of a step among threads."""
+        with parallel_map() as self._map:
+            self.model.num_threads = 1
+            try:
+                yield
+            finally:
+                self._map, self.model.num_threads = map, None
 
     @contextmanager
     def _ctrl_c(self) -> Iterator[None]:
