@@ -9,7 +9,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 SOURCES := $(shell find src cmake cattn -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-native test-asan lint format bench bench-peers wheel clean
+.PHONY: help demo learn test test-python test-native test-asan lint format bench bench-peers wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 
 demo: $(VENV)/.installed ## train the next-word model, draw its attention, time it against NumPy
 	$(BIN)/python -I -m cattn demo
+
+learn: $(VENV)/.installed ## the model against a bigram model, also on TEXTS="file ..."
+	$(BIN)/python -I benchmarks/learn.py $(TEXTS)
 
 test: test-native test-python ## build and run every test
 

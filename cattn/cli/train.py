@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     t = {f.name: f.default for f in fields(TrainSettings)}
     training = parser.add_argument_group("the training")
-    option(training, "steps", int, "12 passes over the text, 200 to 3000", "steps in all")
+    option(training, "steps", int, "12 passes, at most two minutes on two cores", "steps in all")
     option(training, "batch", int, t["batch"], "windows of one context per step")
     option(training, "optimizer", str, t["optimizer"], "sgd or adam", metavar="NAME")
     option(training, "lr", float, t["lr"], "highest learning rate; for adam try 0.003")
@@ -157,7 +157,14 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 def new_trainer(text: str, path: Path, given: dict[str, Any], *, plain: bool = False) -> Trainer:
     """Return the trainer of a new model; `given` holds settings that differ from the defaults."""
-    from cattn.lm import ModelConfig, Trainer, TrainSettings, prepare, suggested_steps
+    from cattn.lm import (
+        ModelConfig,
+        NextWordModel,
+        Trainer,
+        TrainSettings,
+        prepare,
+        suggested_steps,
+    )
     from cattn.lm.extras import require
 
     require("safetensors.numpy", "saving a checkpoint")  # before the work, not after it
@@ -172,7 +179,8 @@ def new_trainer(text: str, path: Path, given: dict[str, Any], *, plain: bool = F
     config = ModelConfig(len(tokenizer), **sizes)
     settings = TrainSettings(**given)
     if "steps" not in given:
-        steps = suggested_steps(len(data.train), config.context, settings.batch)
+        size = NextWordModel.count(config)
+        steps = suggested_steps(len(data.train), size, settings.batch * config.context)
         settings = replace(settings, steps=steps)
     return Trainer.new(config, tokenizer, data, settings, path, show=True, plain=plain)
 
@@ -184,7 +192,7 @@ def describe(trainer: Trainer) -> None:
     print(
         f"{len(train):,} words to train on, {len(held_out):,} held out, "
         f"vocabulary {config.vocab_size:,}\n"
-        f"{trainer.model.size():,} parameters: width {config.width}, {config.heads} heads, "
+        f"{trainer.model.count(config):,} parameters: width {config.width}, {config.heads} heads, "
         f"{config.blocks} block{'s' * (config.blocks > 1)}, context {config.context}"
     )
     sys.stdout.flush()
@@ -206,4 +214,6 @@ def report(trainer: Trainer, outcome: str) -> None:
     print(f"  bigram             {bigram:.3f}  (interpolated, weight {weight:.2f})")
     at = f"step {best.step}; training {best.train:.3f}"
     print(f"  this model         {best.held_out:.3f}  ({at})")
-    print(f"  below the bigram   {bigram - best.held_out:.3f}")
+    margin = bigram - best.held_out
+    verdict = "the model beats the bigram" if margin > 0 else "the bigram is NOT beaten"
+    print(f"  below the bigram   {margin:.3f}  ({verdict})")

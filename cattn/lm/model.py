@@ -79,13 +79,13 @@ class ModelConfig:
     """
 
     vocab_size: int
-    context: int = 64
+    context: int = 32
     width: int = 96
     heads: int = 4
     blocks: int = 1
     hidden: int = 0
     tied: bool = True
-    dropout: float = 0.1
+    dropout: float = 0.05
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -222,9 +222,10 @@ class NextWordModel:
         """The output layer's table, shape (V, d)."""
         return self.params["embedding" if self.config.tied else "output"]
 
-    def size(self) -> int:
+    @classmethod
+    def count(cls, config: ModelConfig) -> int:
         """Return the number of parameters."""
-        return sum(p.size for p in self.params.values())
+        return sum(math.prod(shape) for shape in cls.shapes(config).values())
 
     # Forward
 

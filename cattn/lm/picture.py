@@ -125,6 +125,7 @@ def draw_attention(
     require("matplotlib", "drawing a picture")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     panels = weights[None] if weights.ndim == 2 else weights
     labels = [visible(word) for word in words]
@@ -139,13 +140,18 @@ def draw_attention(
     FigureCanvasAgg(figure)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
-        _heat_map(axes, panel, labels, font)
+        image = _heat_map(axes, panel, labels, font)
         if len(panels) > 1:
             axes.set_title(f"head {i + 1}", y=-0.08)
+    scale = figure.colorbar(
+        image, ax=figure.axes, shrink=0.5, aspect=30, pad=0.02, format=PercentFormatter(1, 0),
+        ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1],
+    )  # fmt: skip
+    scale.outline.set_visible(False)
     if title:
         figure.suptitle(title)
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     except ValueError as error:
@@ -153,10 +159,15 @@ def draw_attention(
     return font is not None
 
 
-def _heat_map(axes: Any, weights: Array, labels: list[str], font: Any) -> None:
-    """Rows are the words that read, columns the words that are read."""
+def _heat_map(axes: Any, weights: Array, labels: list[str], font: Any) -> Any:
+    """Rows are the words that read, columns the words that are read; return the image."""
+    from matplotlib.colors import PowerNorm
+
     future = np.triu(np.ones(weights.shape, bool), 1)
-    axes.imshow(np.ma.masked_where(future, weights), cmap="Blues", vmin=0)
+    # Darkness grows as the square root, as in the terminal: it brings small weights out.
+    image = axes.imshow(
+        np.ma.masked_where(future, weights), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1)
+    )
     ticks = range(len(labels))
     # A single wide character stands upright; longer words need to be turned.
     turn = 0 if all(len(label) == 1 for label in labels) else 90
@@ -167,6 +178,12 @@ def _heat_map(axes: Any, weights: Array, labels: list[str], font: Any) -> None:
     axes.xaxis.set_label_position("top")
     axes.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
+    # White lines between the cells.
+    axes.set_xticks(np.arange(0.5, len(labels) - 1), minor=True)
+    axes.set_yticks(np.arange(0.5, len(labels) - 1), minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="minor", length=0)
+    return image
 
 
 def _font_for(text: str) -> Any:

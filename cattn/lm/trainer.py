@@ -30,6 +30,8 @@ from cattn.lm.tokenizer import WordTokenizer, split
 # its shape alone, so that the number of threads does not show in the result.
 PART_TOKENS = 256
 
+OPERATIONS = 1e13  #: what two cores do in less than two minutes; see `suggested_steps`
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -73,8 +75,8 @@ class TrainSettings:
     weight_decay: float = 0.0
     clip: float = 1.0
     warmup: int = 100
-    evaluations: int = 20
-    patience: int = 4
+    evaluations: int = 10
+    patience: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,22 +95,30 @@ class TrainSettings:
     @property
     def evaluate_every(self) -> int:
         """Steps between two evaluations."""
-        return max(1, self.steps // self.evaluations)
+        return -(-self.steps // self.evaluations)
 
 
-def suggested_steps(tokens: int, context: int, batch: int) -> int:
-    """Return twelve passes over a text in steps, but at least 200 and at most 3000.
+def suggested_steps(tokens: int, parameters: int, tokens_per_step: int) -> int:
+    """Return twelve passes over a text in steps, but at least 200, and no more than two minutes.
 
     Many more passes than that over a small text are spent on overfitting; the schedule's low
-    learning rates, where the held-out loss falls most, should come before it starts.
+    learning rates, where the held-out loss falls most, should come before it starts. The time is
+    that of two cores, by the usual count of operations.
+
+    References
+    ----------
+    Kaplan et al., "Scaling Laws for Neural Language Models" (2020), section 2.1: a parameter takes
+    six operations per token.
 
     Examples
     --------
     >>> from cattn.lm import suggested_steps
-    >>> [suggested_steps(tokens, context=64, batch=16) for tokens in (1000, 100_000, 1_000_000)]
-    [200, 1171, 3000]
+    >>> [suggested_steps(tokens, 500_000, 512) for tokens in (1000, 100_000, 1_000_000)]
+    [200, 2343, 6510]
     """
-    return min(3000, max(200, 12 * tokens // (context * batch)))
+    passes = 12 * tokens // tokens_per_step
+    affordable = int(OPERATIONS / (6 * parameters * tokens_per_step))
+    return max(200, min(passes, affordable))
 
 
 class Record(NamedTuple):

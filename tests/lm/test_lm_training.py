@@ -54,7 +54,7 @@ def test_beats_the_bigram_on_prose():
     """A slice of the default text, with SGD."""
     trainer = make_trainer(
         default_text()[300_000:400_000],
-        settings=TrainSettings(steps=300, batch=16, lr=0.7, warmup=40, evaluations=6),
+        settings=TrainSettings(steps=500, batch=16, lr=0.7, warmup=40, evaluations=5),
         context=32, width=48, heads=4, dropout=0.1,
     )  # fmt: skip
     trainer.run()
