@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     parser.add_argument("--folder", default="results", metavar="FOLDER",
                         help="where demo.safetensors and demo.png go (default: results)")
-    parser.add_argument("--steps", type=int, metavar="INT", default=500,
+    parser.add_argument("--steps", type=int, metavar="INT", default=1000,
                         help="training steps (default: %(default)s, about five passes)")
     parser.add_argument("--plain", action="store_true", help="a plain line for a progress bar")
     # fmt: on
