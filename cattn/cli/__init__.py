@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ DEFAULT_MODEL = "model.safetensors"
 
 USER_ERROR = 2  #: exit code for what the person who typed the command can mend
 INTERRUPTED = 130  #: exit code after Ctrl-C
+CLOSED = 141  #: exit code when the output is no longer read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser(arguments).parse_args(arguments)
         module = importlib.import_module(f"cattn.cli.{options.command}")
         code: int = module.run(options)
+        sys.stdout.flush()
         return code
     except InputError as error:
         print(f"cattn: {error}", file=sys.stderr)
@@ -64,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cattn: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads the output has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+        return CLOSED
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -147,7 +147,7 @@ def assert_refused(outcome, message):
         (b"abc \xff\xfe def", "text.txt: not UTF-8 (byte 4)"),
         (b"", "text.txt: the text is empty"),
         (b" \n\t\n ", "text.txt: the text is empty"),
-        (b"much too short", "the text has 3 tokens to train on, too short for a context of 64"),
+        (b"much too short", "the text has 3 tokens to train on, too short for a context of 32"),
         (None, "text.txt: no such file or folder"),
     ],
 )
@@ -254,9 +254,53 @@ def test_a_terminal_without_unicode(python, model):
     assert out.startswith(" 1 ?      |#")
 
 
+def test_output_that_is_no_longer_read(python, model):
+    """As in ``| head -0``: no traceback."""
+    process = python("-m", "cattn", "generate", "-m", model, "--words", 5, "--samples", 20)
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait(timeout=60) == 141
+
+
+def test_a_text_that_cannot_be_read(cli, text_file, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    outcome = cli("train", text_file / "in_a_file.txt", "-o", tmp_path / "m")
+    assert_refused(outcome, "in_a_file.txt: cannot be read (Not a directory)")
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    outcome = cli("train", text_file, "-o", tmp_path / "m")
+    assert_refused(outcome, f"{text_file}: cannot be read (Permission denied)")
+
+
+def test_a_checkpoint_that_cannot_be_read(cli, text_file, model, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    for command in (["generate", "-m"], ["show", "Ada", "-m"], ["train", text_file, "--resume"]):
+        assert_refused(cli(*command, model), f"{model}: cannot be read (Permission denied)")
+
+
+def test_train_says_whether_the_bigram_is_beaten(cli, text_file, tmp_path):
+    path = tmp_path / "m.safetensors"
+    assert "(the bigram is NOT beaten)" in cli("train", text_file, "-o", path, *FAST).out
+    outcome = cli("train", text_file, "-o", path, "--overwrite", "--context", 16, "--width", 32,
+                  "--steps", 400, "--batch", 12, "--lr", 0.2, "--warmup", 20)  # fmt: skip
+    assert "(the model beats the bigram)" in outcome.out
+    margin = outcome.out.partition("below the bigram")[2].split()[0]
+    best = load_checkpoint(path).training["history"][-1][2]
+    bigram = float(outcome.out.partition("  bigram ")[2].split()[0])
+    assert float(margin) == pytest.approx(bigram - best, abs=2e-3)
+    assert float(margin) > 0.3
+
+
 @pytest.mark.parametrize("module", ["cattn", "cattn.lm"])
 def test_importing_loads_no_more_than_needed(python, module):
-    lazy = {"matplotlib", "tqdm", "safetensors"} | ({"cattn.lm", "cattn.cli"} - {module})
+    lazy = {"matplotlib", "tqdm", "safetensors", "threadpoolctl"} | (
+        {"cattn.lm", "cattn.cli"} - {module}
+    )
     code = f"import sys, {module}; print(sorted({lazy} & sys.modules.keys()))"
     out, err = python("-c", code).communicate(timeout=60)
     assert out == "[]\n", err
