@@ -89,17 +89,19 @@ def _measure(case: Case) -> list[tuple[str, float, float, float]]:
     ]
 
 
-def _best_time(call: Callable[[], Any], seconds: float = 0.3, most: int = 50) -> float:
+def _best_time(
+    call: Callable[[], Any], seconds: float = 0.3, least: int = 5, most: int = 50
+) -> float:
     """Return the shortest of the runs that fit into some time; one run warms up."""
     call()
     best = float("inf")
     end = time.perf_counter() + seconds
-    for _ in range(most):
+    for i in range(most):
         start = time.perf_counter()
         call()
         now = time.perf_counter()
         best = min(best, now - start)
-        if now > end:
+        if now > end and i + 1 >= least:
             break
     return best
 
