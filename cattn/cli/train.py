@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     t = {f.name: f.default for f in fields(TrainSettings)}
     training = parser.add_argument_group("the training")
-    option(training, "steps", int, "12 passes, at most two minutes on two cores", "steps in all")
+    option(training, "steps", int, "12 passes, at most a minute or two", "steps in all")
     option(training, "batch", int, t["batch"], "windows of one context per step")
     option(training, "optimizer", str, t["optimizer"], "sgd or adam", metavar="NAME")
     option(training, "lr", float, t["lr"], "highest learning rate; for adam try 0.003")

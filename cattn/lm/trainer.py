@@ -30,7 +30,7 @@ from cattn.lm.tokenizer import WordTokenizer, split
 # its shape alone, so that the number of threads does not show in the result.
 PART_TOKENS = 256
 
-OPERATIONS = 1e13  #: what two cores do in less than two minutes; see `suggested_steps`
+OPERATIONS = 6e12  #: what two cores do in a minute or two; see `suggested_steps`
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class TrainSettings:
 
 
 def suggested_steps(tokens: int, parameters: int, tokens_per_step: int) -> int:
-    """Return twelve passes over a text in steps, but at least 200, and no more than two minutes.
+    """Return twelve passes over a text in steps: at least 200, at most a minute or two's work.
 
     Many more passes than that over a small text are spent on overfitting; the schedule's low
     learning rates, where the held-out loss falls most, should come before it starts. The time is
@@ -114,7 +114,7 @@ def suggested_steps(tokens: int, parameters: int, tokens_per_step: int) -> int:
     --------
     >>> from cattn.lm import suggested_steps
     >>> [suggested_steps(tokens, 500_000, 512) for tokens in (1000, 100_000, 1_000_000)]
-    [200, 2343, 6510]
+    [200, 2343, 3906]
     """
     passes = 12 * tokens // tokens_per_step
     affordable = int(OPERATIONS / (6 * parameters * tokens_per_step))
