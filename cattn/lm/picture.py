@@ -169,8 +169,8 @@ def _heat_map(axes: Any, weights: Array, labels: list[str], font: Any) -> Any:
         np.ma.masked_where(future, weights), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1)
     )
     ticks = range(len(labels))
-    # A single wide character stands upright; longer words need to be turned.
-    turn = 0 if all(len(label) == 1 for label in labels) else 90
+    # A character or a number stands upright; longer words need to be turned.
+    turn = 0 if all(len(label) <= 2 for label in labels) else 90
     axes.set_xticks(ticks, labels, rotation=turn, fontproperties=font)
     axes.set_yticks(ticks, labels, fontproperties=font)
     axes.set_ylabel("this word")
