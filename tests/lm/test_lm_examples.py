@@ -11,8 +11,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load(name, folder=EXAMPLES):
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -73,3 +73,15 @@ def test_sentence(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("我喜欢编程，因为它让我感到满足。\n 1 我 |")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_the_table_of_what_is_learnt(story, monkeypatch):
+    """`make learn`, on one small text and with the fewest steps."""
+    monkeypatch.setattr("cattn.lm.trainer.OPERATIONS", 0)
+    learn = load("learn", EXAMPLES.parent / "benchmarks")
+    row = dict(zip(learn.COLUMNS, learn.row("story", learn.train(story)), strict=True))
+    assert row["text"] == "story"
+    assert row["steps"] == "200"
+    losses = [float(row[name]) for name in ("unigram", "bigram", "model")]
+    assert losses == sorted(losses, reverse=True)
+    assert float(row["below the bigram"]) == pytest.approx(losses[1] - losses[2], abs=2e-3)
