@@ -23,4 +23,5 @@ cattn_isa(generic ".*")
 cattn_isa(avx2    "x86_64|AMD64" -mavx2 -mfma -mf16c)
 cattn_isa(avx512  "x86_64|AMD64" -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
                                  -mprefer-vector-width=512)
-cattn_isa(neon    "aarch64|arm64")
+# GCC would load so far ahead of the products that accumulators go to memory.
+cattn_isa(neon    "aarch64|arm64" $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)

@@ -9,11 +9,9 @@
 namespace cattn::neon {
 namespace {
 
-#include "kernels/vec/scalar.h"
-
 #include "kernels/vec/neon.h"
 
-// 32 registers: 12 x 2 accumulators, 2 right operands, 1 left.
+// 32 registers: 12 x 2 accumulators, 2 right operands, 1 left, taken by its lane.
 struct Tile {
   static constexpr int rows = 12, vectors = 2;
   template <class T>

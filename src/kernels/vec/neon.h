@@ -1,6 +1,5 @@
-// The vector vocabulary in NEON (aarch64): the plain 16-byte vectors of vec/scalar.h, which
-// compilers turn into NEON, with the few operations replaced that they would not find.
-// Included inside the ISA's anonymous namespace, after vec/scalar.h's template.
+// The vector vocabulary in NEON (aarch64). Included inside the ISA's anonymous namespace.
+// See vec/scalar.h for what each operation means.
 
 using Words = PlainWords;
 
@@ -8,33 +7,149 @@ template <class T>
 struct Vec;
 
 template <>
-struct Vec<float> : PlainVec<float, int32_t, 4> {
-  CATTN_INLINE static V fma(V a, V b, V c) {
-    return reinterpret_cast<V>(vfmaq_f32(reinterpret_cast<float32x4_t>(c),
-                                         reinterpret_cast<float32x4_t>(a),
-                                         reinterpret_cast<float32x4_t>(b)));
+struct Vec<float> {
+  using Elem = float;
+  using V = float32x4_t;
+  using Mask = uint32x4_t;
+  static constexpr int width = 4;
+
+  CATTN_INLINE static V zero() { return vdupq_n_f32(0); }
+  CATTN_INLINE static V set1(float x) { return vdupq_n_f32(x); }
+  CATTN_INLINE static V load(const float* p) { return vld1q_f32(p); }
+  CATTN_INLINE static V load_n(const float* p, Index n) {
+    V a = zero();
+    if (n > 0) a = vld1q_lane_f32(p, a, 0);
+    if (n > 1) a = vld1q_lane_f32(p + 1, a, 1);
+    if (n > 2) a = vld1q_lane_f32(p + 2, a, 2);
+    return a;
   }
-  CATTN_INLINE static V round(V x) {
-    return reinterpret_cast<V>(vrndnq_f32(reinterpret_cast<float32x4_t>(x)));
+  CATTN_INLINE static void store(float* p, V a) { vst1q_f32(p, a); }
+  CATTN_INLINE static void store_n(float* p, V a, Index n) {
+    if (n >= width) return store(p, a);
+    if (n > 0) vst1q_lane_f32(p, a, 0);
+    if (n > 1) vst1q_lane_f32(p + 1, a, 1);
+    if (n > 2) vst1q_lane_f32(p + 2, a, 2);
   }
+  CATTN_INLINE static V add(V a, V b) { return vaddq_f32(a, b); }
+  CATTN_INLINE static V sub(V a, V b) { return vsubq_f32(a, b); }
+  CATTN_INLINE static V mul(V a, V b) { return vmulq_f32(a, b); }
+  CATTN_INLINE static V div(V a, V b) { return vdivq_f32(a, b); }
+  CATTN_INLINE static V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
+  // fmax would give NaN where either is, and fmaxnm a where b is.
+  CATTN_INLINE static V max(V a, V b) { return select(greater(a, b), a, b); }
+  CATTN_INLINE static float sum_lanes(V a) { return vaddvq_f32(a); }
+
+  // Clamped so that the exponent bits of scale2 stay in range; NaN goes through.
+  CATTN_INLINE static V clamp(V x) { return vminq_f32(vmaxq_f32(x, set1(-127.0f)), set1(128.0f)); }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
-    return y - round(y);
+    return sub(y, vrndnq_f32(y));
+  }
+  CATTN_INLINE static V scale2(V p, V x, V) {
+    // 2^n by exponent bits: n = -127 gives 0 and n = 128 gives inf.
+    const int32x4_t biased = vaddq_s32(vcvtnq_s32_f32(clamp(x)), vdupq_n_s32(127));
+    return mul(p, vreinterpretq_f32_s32(vshlq_n_s32(biased, 23)));
+  }
+
+  CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
+    const int b = begin < 0 ? 0 : begin > width ? width : static_cast<int>(begin);
+    const int e = end < 0 ? 0 : end > width ? width : static_cast<int>(end);
+    const int32x4_t lane = {0, 1, 2, 3};
+    return vandq_u32(vcgeq_s32(lane, vdupq_n_s32(b)), vcltq_s32(lane, vdupq_n_s32(e)));
+  }
+  CATTN_INLINE static Mask bytes_nonzero(const uint8_t* p, Index n) {
+    uint32_t raw = 0;
+    if (n == width) {
+      __builtin_memcpy(&raw, p, width);
+    } else {
+      for (Index l = 0; l < n; ++l) raw |= static_cast<uint32_t>(p[l]) << (8 * l);
+    }
+    const uint32x4_t bytes = vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(raw))));
+    return vtstq_u32(bytes, bytes);
+  }
+  CATTN_INLINE static Mask equal(V a, V b) { return vceqq_f32(a, b); }
+  CATTN_INLINE static Mask greater(V a, V b) { return vcgtq_f32(a, b); }
+  CATTN_INLINE static Mask same_bits(V a, V b) {
+    return vceqq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b));
+  }
+  CATTN_INLINE static V select(Mask m, V yes, V no) { return vbslq_f32(m, yes, no); }
+  CATTN_INLINE static bool any(Mask m) { return vmaxvq_u32(m) != 0; }
+
+  CATTN_INLINE static V load_float32(const float* p) { return load(p); }
+  CATTN_INLINE static V load_float32_n(const float* p, Index n) { return load_n(p, n); }
+
+  CATTN_INLINE static void transpose(V (&r)[4]) {
+    const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(r[0], r[1]));
+    const float64x2_t b = vreinterpretq_f64_f32(vtrn2q_f32(r[0], r[1]));
+    const float64x2_t c = vreinterpretq_f64_f32(vtrn1q_f32(r[2], r[3]));
+    const float64x2_t d = vreinterpretq_f64_f32(vtrn2q_f32(r[2], r[3]));
+    r[0] = vreinterpretq_f32_f64(vtrn1q_f64(a, c));
+    r[1] = vreinterpretq_f32_f64(vtrn1q_f64(b, d));
+    r[2] = vreinterpretq_f32_f64(vtrn2q_f64(a, c));
+    r[3] = vreinterpretq_f32_f64(vtrn2q_f64(b, d));
   }
 };
 
 template <>
-struct Vec<double> : PlainVec<double, int64_t, 2> {
-  CATTN_INLINE static V fma(V a, V b, V c) {
-    return reinterpret_cast<V>(vfmaq_f64(reinterpret_cast<float64x2_t>(c),
-                                         reinterpret_cast<float64x2_t>(a),
-                                         reinterpret_cast<float64x2_t>(b)));
+struct Vec<double> {
+  using Elem = double;
+  using V = float64x2_t;
+  using Mask = uint64x2_t;
+  static constexpr int width = 2;
+
+  CATTN_INLINE static V zero() { return vdupq_n_f64(0); }
+  CATTN_INLINE static V set1(double x) { return vdupq_n_f64(x); }
+  CATTN_INLINE static V load(const double* p) { return vld1q_f64(p); }
+  CATTN_INLINE static V load_n(const double* p, Index n) {
+    return n > 0 ? vld1q_lane_f64(p, zero(), 0) : zero();
   }
-  CATTN_INLINE static V round(V x) {
-    return reinterpret_cast<V>(vrndnq_f64(reinterpret_cast<float64x2_t>(x)));
+  CATTN_INLINE static void store(double* p, V a) { vst1q_f64(p, a); }
+  CATTN_INLINE static void store_n(double* p, V a, Index n) {
+    if (n >= width) return store(p, a);
+    if (n > 0) vst1q_lane_f64(p, a, 0);
   }
+  CATTN_INLINE static V add(V a, V b) { return vaddq_f64(a, b); }
+  CATTN_INLINE static V sub(V a, V b) { return vsubq_f64(a, b); }
+  CATTN_INLINE static V mul(V a, V b) { return vmulq_f64(a, b); }
+  CATTN_INLINE static V div(V a, V b) { return vdivq_f64(a, b); }
+  CATTN_INLINE static V fma(V a, V b, V c) { return vfmaq_f64(c, a, b); }
+  CATTN_INLINE static V max(V a, V b) { return select(greater(a, b), a, b); }
+  CATTN_INLINE static double sum_lanes(V a) { return vaddvq_f64(a); }
+
+  CATTN_INLINE static V clamp(V x) { return vminq_f64(vmaxq_f64(x, set1(-1023.0)), set1(1024.0)); }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
-    return y - round(y);
+    return sub(y, vrndnq_f64(y));
+  }
+  CATTN_INLINE static V scale2(V p, V x, V) {
+    const int64x2_t biased = vaddq_s64(vcvtnq_s64_f64(clamp(x)), vdupq_n_s64(1023));
+    return mul(p, vreinterpretq_f64_s64(vshlq_n_s64(biased, 52)));
+  }
+
+  CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
+    const int64x2_t lane = {0, 1};
+    return vandq_u64(vcgeq_s64(lane, vdupq_n_s64(begin)), vcltq_s64(lane, vdupq_n_s64(end)));
+  }
+  CATTN_INLINE static Mask bytes_nonzero(const uint8_t* p, Index n) {
+    const uint64x2_t bytes = {n > 0 ? p[0] : uint64_t{0}, n > 1 ? p[1] : uint64_t{0}};
+    return vtstq_u64(bytes, bytes);
+  }
+  CATTN_INLINE static Mask equal(V a, V b) { return vceqq_f64(a, b); }
+  CATTN_INLINE static Mask greater(V a, V b) { return vcgtq_f64(a, b); }
+  CATTN_INLINE static Mask same_bits(V a, V b) {
+    return vceqq_u64(vreinterpretq_u64_f64(a), vreinterpretq_u64_f64(b));
+  }
+  CATTN_INLINE static V select(Mask m, V yes, V no) { return vbslq_f64(m, yes, no); }
+  CATTN_INLINE static bool any(Mask m) { return vmaxvq_u32(vreinterpretq_u32_u64(m)) != 0; }
+
+  CATTN_INLINE static V load_float32(const float* p) { return vcvt_f64_f32(vld1_f32(p)); }
+  CATTN_INLINE static V load_float32_n(const float* p, Index n) {
+    return n > 0 ? vcvt_f64_f32(vld1_lane_f32(p, vdup_n_f32(0), 0)) : zero();
+  }
+
+  CATTN_INLINE static void transpose(V (&r)[2]) {
+    const V a = vtrn1q_f64(r[0], r[1]), b = vtrn2q_f64(r[0], r[1]);
+    r[0] = a;
+    r[1] = b;
   }
 };
