@@ -9,7 +9,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 SOURCES := $(shell find src cmake cattn -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo learn test test-python test-native test-asan lint format bench bench-peers wheel clean
+.PHONY: help demo learn test test-python test-native test-asan test-tsan test-neon lint format \
+	bench bench-peers wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,12 +44,16 @@ test-asan: $(BIN)/python ## the native tests under AddressSanitizer and UBSan
 test-tsan: $(BIN)/python ## the native tests under ThreadSanitizer
 	$(MAKE) --no-print-directory preset PRESET=tsan
 
+test-neon: $(BIN)/python ## the native tests on an emulated aarch64
+	.ci/cross-tools
+	$(MAKE) --no-print-directory preset PRESET=neon
+
 CMAKE := $(BIN)/cmake
 CTEST := $(BIN)/ctest
 $(CMAKE): $(BIN)/python
 	$(BIN)/python -m pip install --quiet cmake
 
-.PHONY: preset test-tsan
+.PHONY: preset
 preset: $(CMAKE)
 	$(CMAKE) --preset $(PRESET) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(CMAKE) --build --preset $(PRESET) -j $(JOBS)
