@@ -11,10 +11,12 @@ function(cattn_isa name architectures)
   # The kernels are written for an optimising compiler in every build type: at -O0 the vector
   # wrappers would be calls, and inline functions would become weak symbols.
   target_compile_options(cattn_isa_${name} PRIVATE ${ARGN} -O3 -fno-math-errno -fno-trapping-math
-    -fno-exceptions -fno-rtti -fno-stack-protector
-    -Wno-maybe-uninitialized -Wno-uninitialized)  # GCC 12 warns about its own AVX-512 intrinsics
-  # Following every variable of an unrolled kernel takes the compiler minutes.
-  target_compile_options(cattn_isa_${name} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fno-var-tracking>)
+    -fno-exceptions -fno-rtti -fno-stack-protector)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_options(cattn_isa_${name} PRIVATE
+      -fno-var-tracking  # following every variable of an unrolled kernel takes minutes
+      -Wno-maybe-uninitialized -Wno-uninitialized)  # GCC 12 warns about its own intrinsics
+  endif()
   set_target_properties(cattn_isa_${name} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
   set(CATTN_ISAS ${CATTN_ISAS} ${name} PARENT_SCOPE)
 endfunction()
