@@ -1,7 +1,24 @@
 // The vector vocabulary in NEON (aarch64). Included inside the ISA's anonymous namespace.
 // See vec/scalar.h for what each operation means.
 
-using Words = PlainWords;
+// Words of 32 random bits, for dropout.
+struct Words {
+  using V = uint32x4_t;
+  static constexpr int width = 4;
+  CATTN_INLINE static V set1(uint32_t x) { return vdupq_n_u32(x); }
+  CATTN_INLINE static V iota(uint32_t first) {
+    const V lanes = {0, 1, 2, 3};
+    return vaddq_u32(lanes, set1(first));
+  }
+  CATTN_INLINE static V exclusive_or(V a, V b) { return veorq_u32(a, b); }
+  CATTN_INLINE static void multiply(V a, uint32_t by, V& high, V& low) {
+    const uint64x2_t first = vmull_n_u32(vget_low_u32(a), by);
+    const uint64x2_t last = vmull_n_u32(vget_high_u32(a), by);
+    low = vuzp1q_u32(vreinterpretq_u32_u64(first), vreinterpretq_u32_u64(last));
+    high = vuzp2q_u32(vreinterpretq_u32_u64(first), vreinterpretq_u32_u64(last));
+  }
+  CATTN_INLINE static void store(uint32_t* p, V a) { vst1q_u32(p, a); }
+};
 
 template <class T>
 struct Vec;
@@ -37,6 +54,8 @@ struct Vec<float> {
   CATTN_INLINE static V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
   // fmax would give NaN where either is, and fmaxnm a where b is.
   CATTN_INLINE static V max(V a, V b) { return select(greater(a, b), a, b); }
+  CATTN_INLINE static V min(V a, V b) { return select(greater(b, a), a, b); }
+  CATTN_INLINE static V iota() { return V{0, 1, 2, 3}; }
   CATTN_INLINE static float sum_lanes(V a) { return vaddvq_f32(a); }
 
   // Clamped so that the exponent bits of scale2 stay in range; NaN goes through.
@@ -75,8 +94,47 @@ struct Vec<float> {
   CATTN_INLINE static V select(Mask m, V yes, V no) { return vbslq_f32(m, yes, no); }
   CATTN_INLINE static bool any(Mask m) { return vmaxvq_u32(m) != 0; }
 
-  CATTN_INLINE static V load_float32(const float* p) { return load(p); }
-  CATTN_INLINE static V load_float32_n(const float* p, Index n) { return load_n(p, n); }
+  CATTN_INLINE static Mask words_at_least(const uint32_t* p, uint32_t threshold) {
+    return vcgeq_u32(vld1q_u32(p), vdupq_n_u32(threshold));
+  }
+
+  // Half types.
+  CATTN_INLINE static V widen(uint16x4_t bits, Float16) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(bits));
+  }
+  CATTN_INLINE static V widen(uint16x4_t bits, BFloat16) {
+    return vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+  }
+  CATTN_INLINE static uint16x4_t narrow(V a, Float16) {
+    return vreinterpret_u16_f16(vcvt_f16_f32(a));
+  }
+  CATTN_INLINE static uint16x4_t narrow(V a, BFloat16) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(a);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+    const uint32x4_t nan = vorrq_u32(bits, vdupq_n_u32(0x400000));
+    return vshrn_n_u32(vbslq_u32(vceqq_f32(a, a), rounded, nan), 16);
+  }
+  template <class S>
+  CATTN_INLINE static V load(const S* p) {
+    return widen(vld1_u16(&p->bits), S{});
+  }
+  template <class S>
+  CATTN_INLINE static V load_n(const S* p, Index n) {
+    S lanes[width] = {};
+    for (Index i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  template <class S>
+  CATTN_INLINE static void store(S* p, V a) {
+    vst1_u16(&p->bits, narrow(a, S{}));
+  }
+  template <class S>
+  CATTN_INLINE static void store_n(S* p, V a, Index n) {
+    S lanes[width];
+    store(lanes, a);
+    for (Index i = 0; i < n; ++i) p[i] = lanes[i];
+  }
 
   CATTN_INLINE static void transpose(V (&r)[4]) {
     const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(r[0], r[1]));
@@ -114,6 +172,8 @@ struct Vec<double> {
   CATTN_INLINE static V div(V a, V b) { return vdivq_f64(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return vfmaq_f64(c, a, b); }
   CATTN_INLINE static V max(V a, V b) { return select(greater(a, b), a, b); }
+  CATTN_INLINE static V min(V a, V b) { return select(greater(b, a), a, b); }
+  CATTN_INLINE static V iota() { return V{0, 1}; }
   CATTN_INLINE static double sum_lanes(V a) { return vaddvq_f64(a); }
 
   CATTN_INLINE static V clamp(V x) { return vminq_f64(vmaxq_f64(x, set1(-1023.0)), set1(1024.0)); }
@@ -142,8 +202,12 @@ struct Vec<double> {
   CATTN_INLINE static V select(Mask m, V yes, V no) { return vbslq_f64(m, yes, no); }
   CATTN_INLINE static bool any(Mask m) { return vmaxvq_u32(vreinterpretq_u32_u64(m)) != 0; }
 
-  CATTN_INLINE static V load_float32(const float* p) { return vcvt_f64_f32(vld1_f32(p)); }
-  CATTN_INLINE static V load_float32_n(const float* p, Index n) {
+  CATTN_INLINE static Mask words_at_least(const uint32_t* p, uint32_t threshold) {
+    return vcgeq_u64(vmovl_u32(vld1_u32(p)), vdupq_n_u64(threshold));
+  }
+
+  CATTN_INLINE static V load(const float* p) { return vcvt_f64_f32(vld1_f32(p)); }
+  CATTN_INLINE static V load_n(const float* p, Index n) {
     return n > 0 ? vcvt_f64_f32(vld1_lane_f32(p, vdup_n_f32(0), 0)) : zero();
   }
 
