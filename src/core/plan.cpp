@@ -50,6 +50,12 @@ Packing choose_packing(const Problem& problem, int32_t threads) {
     }
     pairs = problem.keys / longest * problem.heads_kv;
   }
+  // What one query needs at a time: of a window, its own keys only.
+  if (problem.window_left >= 0 && (problem.causal || problem.window_right >= 0)) {
+    const Index left = std::min(problem.window_left, longest);
+    const Index right = problem.causal ? 0 : std::min(problem.window_right, longest);
+    longest = std::clamp<Index>(left + right, 1, std::max<Index>(longest, 1));
+  }
   const Index bytes_per_pair = longest * (problem.head_dim + problem.value_dim) * 4;
   const bool small = bytes_per_pair <= Index{512} << 10;
   return pairs >= (small ? 4 : 16) * threads ? Packing::per_thread : Packing::shared;

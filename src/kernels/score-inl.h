@@ -144,18 +144,19 @@ CATTN_INLINE void mask_row(T* s, Index begin, Index end, const ScorePlane& mask,
   }
 }
 
-// s = -inf outside the band.
+// s = -inf outside the band. Only the vectors at its two edges and beyond are touched.
 template <class T>
 CATTN_INLINE void band_row(T* s, Index begin, Index end, const Band& band, Index i,
                            Index first_key) {
   using X = Vec<T>;
   const auto minus_infinity = X::set1(-T(__builtin_inff()));
   const Index lo = lowest_key(band, i) - first_key, hi = highest_key(band, i) - first_key;
-  for (Index c = begin; c < end; c += X::width) {
-    if (c >= lo && c + X::width <= hi) continue;
+  const auto hide = [&](Index c) {
     const auto seen = X::lanes_between(lo - c, hi - c);
     X::store(s + c, X::select(seen, X::load(s + c), minus_infinity));
-  }
+  };
+  for (Index c = begin; c < smaller(lo, end); c += X::width) hide(c);
+  for (Index c = larger(hi, begin) / X::width * X::width; c < end; c += X::width) hide(c);
 }
 
 // All of a row's transforms, in the documented order. [begin, end) is in whole vectors; `full`: the
