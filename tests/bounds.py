@@ -7,14 +7,27 @@ n terms pass through at most n - 1 additions. ``η`` is the smallest normal numb
 is off by at most that. |X| is taken element by element. A product ``|a|·|b|`` below is a sum of
 magnitudes, never the magnitude of a sum, so cancellation is paid for.
 
+**Half types** are exact in float32, in which everything is computed: u and η are float32's. The
+result x is rounded once, which adds ``u' (|x| + bound) + σ / 2`` with the unit roundoff u' and the
+smallest subnormal number σ of the half type.
+
 **Scores.** ``s = scale q·k + b`` passes through D roundings in the dot product and at most 8 more:
 scale is rounded (3), multiplied, the bias is added, the change to base 2 multiplies by a rounded
 log2 e (2), one to spare. With ``A = |scale| |q|·|k| + |b|``, ``M = max_j A_ij`` the error is
-``γ(D + 8) A``. The exponent ``s - m``, with m some score of the row, is rounded once, and again
-when m moves: at most ``4 u M`` together, as ``|s - m| <= 2 M``. So a weight ``e^(s - m)`` is
-computed up to a factor within ``exp(±E)``,
+``γ(n_s) A``, ``n_s = D + 8``. What else makes a score adds to n_s and A:
 
-    E = γ(D + 8) A + 4 u M + 4 u,
+- softcap: n_s + 18. The slope of ``c tanh(s / c)`` is at most 1, so the error of s is not
+  magnified; c is rounded and divides (2). The hyperbolic tangent is off by 16 u relatively
+  (argument 2, ``e^x - 1`` 8 as its terms cancel to a factor of 2, sum and quotient 2, the
+  polynomial's first coefficient 4), and ``|c tanh(s / c)| <= |s|``.
+- ALiBi: n_s + 4 and ``A + |slope| |distance|``: the slope and the position are rounded (positions
+  beyond 2²⁴ are not float32 numbers), the difference of the positions, and the sum.
+
+The exponent ``s - m``, with m some score of the row, is rounded once, and again when m moves: at
+most ``4 u M`` together, as ``|s - m| <= 2 M``. So a weight ``e^(s - m)`` is computed up to a factor
+within ``exp(±E)``,
+
+    E = γ(n_s) A + 4 u M + 4 u,
 
 the last term being the exponential function itself (its polynomial and Horner's rule: 4 u).
 
@@ -23,9 +36,14 @@ per block of keys if m moves there (the factor's exponential and one product). D
 exact denominator,
 
     τ = exp(E + γ(n_k)) - 1,    δN = Σ P_j τ_j |v_j| + η (Σ |v_j| + Lk),    δS = Σ P_j τ_j + η Lk,
-    |out error| <= (1 + 3 u) (δN + |out| δS) / (1 - δS) + 3 u |out|,
+    |out error| <= (1 + r u) (δN + |out| δS) / (1 - δS) + r u |out|,
 
-from ``(N + δN) / (S + δS) - N / S`` and two roundings for the quotient.
+from ``(N + δN) / (S + δS) - N / S`` and r = 3 roundings for the quotient.
+
+- A sink is one more term of S: ``n_k + 6`` (m may move to it), M is at least |sink|,
+  ``δS + P_sink τ_sink`` with ``γ(4) |sink|`` in place of ``γ(n_s) A``, and r + 2.
+- Dropout multiplies every term of N by ``R = kept / (1 - p)``, which is rounded: r + 2.
+- A window, lengths and masks leave terms out; nothing is added.
 
 **Log-sum-exp.** ``lse = m + log S``: ``-log(1 - δS)``, and 4 roundings of terms no larger than
 ``M + |lse|``.
@@ -33,18 +51,35 @@ from ``(N + δN) / (S + δS) - N / S`` and two roundings for the quotient.
 **Weights recomputed from the lse**, ``P = e^(s - lse)``: the same E without the running m, and the
 lse is multiplied by log2 e (3 u |lse| with the subtraction):
 
-    ρ = exp(γ(D + 9) A + 3 u |lse| + |lse error| + 4 u) - 1.
+    ρ = exp(γ(n_s + 1) A + 3 u |lse| + |lse error| + 4 u) - 1.
 
-**Gradients.** ``dP = dO·v`` and ``Δ = dO·out - dlse`` are sums of Dv and Dv + 1 products,
+**Gradients.** ``dP = R dO·v`` and ``Δ = dO·out - dlse`` are sums of Dv and Dv + 1 products; R costs
+two roundings,
 
-    g = γ(Dv + 1) |dO|·|v| + γ(Dv + 2) (|dO|·|out| + |dlse|) + |dO|·|out error|,
+    g = γ(Dv + 3) R |dO|·|v| + γ(Dv + 2) (|dO|·|out| + |dlse|) + |dO|·|out error|,
     |dS error| = ε <= P ((1 + ρ)(1 + 3 u)(|dP - Δ| + g) - |dP - Δ|) + η (1 + |dP - Δ|)
 
 and the sums of n terms that follow are each ``Σ error·|x| + γ(n + 5) Σ (value + error)·|x| + n η``,
 times |scale|, plus ``η (1 + Σ (value + error)·|x|)`` for a scale or a product that underflows: for
-dV over P and dO, for dK over dS and q, for dQ over dS and k (n counts all that is summed, broadcast
-axes and grouped heads included; 5 for the scale), for dbias over dS alone, then rounded to bias's
-dtype.
+dV over P R and dO, for dK over dS and q, for dQ over dS and k (n counts all that is summed,
+broadcast axes and grouped heads included; 5 for the scale), for dbias over dS alone, then rounded
+to bias's dtype.
+
+- A softcap multiplies dS by ``c' = 1 - tanh²`` on its way to dQ and dK. As ``|tanh''| <= 1``, c' is
+  off by ``σ_c = γ(n_s) A / c + 34 u`` (twice 16 u tanh², and two roundings), absolutely: there is
+  cancellation where it saturates. The error grows to ``(c' + σ_c)(1 + u)(|dS| + ε) - c' |dS|``.
+- ``dsinks = -Σ P_sink Δ`` with ``ρ_sink = exp(3 u (|sink| + |lse|) + |lse error| + 4 u) - 1`` and
+  the error of Δ above, summed likewise and rounded to the sinks' dtype.
+
+**Forward mode.** ``dS = scale c' (dQ·k + q·dK)`` has the magnitude
+``T = |scale| (|dQ|·|k| + |q|·|dK|)`` and is off by ``ε_s = γ(n_s) (c' + σ_c) T + σ_c T``. Its sums
+``U = Σ P R (dS v + dv)`` and ``μ = Σ P dS`` are off by
+``δU = Σ P R ((τ' + 1) (|dS| + ε_s) - |dS|) |v| + Σ P R τ' |dv|``, τ' having three roundings more
+than τ, and δμ alike with neither R nor v; each is divided by S as the output is. Then
+
+    |dO error| <= δU + |μ| |out error| + δμ (|out| + |out error|) + 8 u (|U| + |μ| |out|).
+
+**Rotary embedding.** ``x1 cos - x2 sin`` with rounded tables: ``γ(4) (|x1 cos| + |x2 sin|) + η``.
 
 The bounds hold for any order of summation, any block of at least 32 keys, with or without fused
 multiply-add, and assume nothing else about the kernels.
@@ -52,18 +87,28 @@ multiply-add, and assume nothing else about the kernels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cattn import AttentionGrads, AttentionResult, reference
-from cattn.reference import _inputs, _one_head_axis, _scale, _scores, _seen, _swap, _transposed
+from cattn.reference import _inputs, _one_head_axis, _sum_to, _swap, _transposed
 
 KEYS_PER_BLOCK = 32  # at least
-EXP = 4.0  # units of u
+EXP = 4.0  # units of u, as are the following
+TANH = 16.0
+# float16 and bfloat16, whose names NumPy may not know: digits and least exponent.
+HALVES = {"float16": (11, -24), "bfloat16": (8, -133)}
+
+
+def computed_in(dtype: Any) -> np.dtype:
+    """What the kernels compute in, and return a log-sum-exp in."""
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
 def unit_roundoff(dtype: Any) -> float:
+    if np.dtype(dtype).name in HALVES:
+        return 2.0 ** -HALVES[np.dtype(dtype).name][0]
     return float(np.finfo(dtype).eps) / 2
 
 
@@ -71,83 +116,173 @@ def gamma(n: float, u: float) -> float:
     return n * u / (1 - n * u)
 
 
-def attention_bound(q, k, v, *, layout="bhld", bias=None, scale=None, mask=None, **band):
-    """Bounds on the errors of out, lse and weights of `attention(q, k, v, ...)`."""
-    u, tiny = unit_roundoff(q.dtype), float(np.finfo(q.dtype).tiny)
+def rounded(bound: Any, exact: Any, dtype: Any) -> Any:
+    """The bound on a result that is rounded to `dtype` at the end, if that is a half type."""
+    if bound is None or np.dtype(dtype).name not in HALVES:
+        return bound
+    smallest = 2.0 ** HALVES[np.dtype(dtype).name][1]
+    with np.errstate(invalid="ignore"):
+        return bound + unit_roundoff(dtype) * (np.abs(exact) + bound) + smallest / 2
+
+
+class Terms(NamedTuple):
+    """What all bounds begin with; arrays are ``(..., Hq, Lq, Lk)``."""
+
+    x: Any  # q, k, v
+    pairs: Any  # s, seen and kept
+    a: Any  # A, 0 where masked
+    n_s: int
+    slope: Any  # c', 1 without a softcap
+    slope_error: Any  # σ_c
+    sink: Any  # (..., Hq, Lq, 1), -inf without one
+    u: float
+    tiny: float
+
+    def kept(self, p):
+        return self.pairs.dropped(p)
+
+
+def terms(
+    q, k, v, *, layout="bhld", bias=None, scale=None, softcap=None, alibi_slopes=None, sinks=None,
+    _batch=0, **options,
+):  # fmt: skip
+    wide = computed_in(q.dtype)
+    u, tiny = unit_roundoff(wide), float(np.finfo(wide).tiny)
     x = _inputs(q, k, v, layout, np.float64)
-    head_dim, keys = x.q.shape[-1], x.k.shape[-2]
+    with np.errstate(all="ignore"):
+        pairs = reference._pairs(
+            x, bias=bias, scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, batch=_batch,
+            **options,
+        )  # fmt: skip
+        a = abs(reference._scale(x, scale)) * (np.abs(x.q) @ _transposed(np.abs(x.k)))
+        n_s = x.q.shape[-1] + 8
+        slope = np.broadcast_to(reference._softcap_slope(x, scale, softcap), a.shape)
+        slope_error = 0.0
+        if softcap is not None:
+            n_s += TANH + 2
+            slope_error = gamma(n_s, u) * a / softcap + (2 * TANH + 2) * u
+        if bias is not None:
+            a = a + np.abs(np.asarray(bias, np.float64))
+        if alibi_slopes is not None:
+            n_s += 4
+            i, j = reference._positions(x, options.get("causal_offset"), options.get("kv_lengths"))
+            slopes = np.abs(np.asarray(alibi_slopes, np.float64))[..., None, None]
+            a = a + slopes * np.abs(i - j)
+    sink = reference._sink_column(
+        -np.inf * np.ones(x.q.shape[-3]) if sinks is None else sinks, pairs.s
+    )
+    return Terms(x, pairs, np.where(pairs.seen, a, 0), n_s, slope, slope_error, sink, u, tiny)
+
+
+class Sums(NamedTuple):
+    """The errors of sums over the keys, divided by the denominator."""
+
+    tau: Any
+    d_s: Any  # δS
+    m: Any  # M, (..., Hq, Lq, 1)
+    r: float
+
+    def quotient(self, error, value, u):
+        """Of a sum with this error, divided by the computed denominator."""
+        room = np.maximum(1 - self.d_s, 0)[..., None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            off = (1 + self.r * u) * (error + value * self.d_s[..., None]) / room
+        return off + self.r * u * value
+
+
+def sums(t: Terms, p, lse, more_roundings=0) -> Sums:
+    keys = t.x.k.shape[-2]
+    has_sink = ~np.isneginf(t.sink)
+    sink = np.where(has_sink, np.abs(t.sink), 0)
+    m = np.maximum(t.a.max(axis=-1, initial=0, keepdims=True), sink)
+    n_k = keys + 5 * np.ceil(keys / KEYS_PER_BLOCK) + 6 * bool(has_sink.any()) + more_roundings
+    rest = 4 * t.u * m + EXP * t.u + gamma(n_k, t.u)
+    tau = np.expm1(np.minimum(gamma(t.n_s, t.u) * t.a + rest, 700))
+    d_s = (p * tau).sum(axis=-1) + t.tiny * (keys + 1)
+    p_sink = np.exp(t.sink - np.where(np.isneginf(lse), 0, lse)[..., None])[..., 0]
+    d_s = d_s + p_sink * np.expm1(np.minimum(gamma(4, t.u) * sink + rest, 700))[..., 0]
+    r = 3 + 2 * bool(has_sink.any()) + 2 * (t.pairs.dropout > 0)
+    return Sums(tau, d_s, m, r)
+
+
+def attention_bound(q, k, v, *, layout="bhld", **options):
+    """Bounds on the errors of out, lse and weights of `attention(q, k, v, ...)`."""
+    t = terms(q, k, v, layout=layout, **options)
     exact = reference.attention(
-        q, k, v, layout=layout, bias=bias, scale=scale, mask=mask, **band,
-        return_lse=True, return_weights=True,
-    )  # fmt: skip
+        q, k, v, layout=layout, **options, return_lse=True, return_weights=True
+    )
+    one_head = t.x.one_head
     out = _one_head_axis(_swap(exact.out, layout))
-    lse = exact.lse[None] if x.one_head else exact.lse
+    lse = exact.lse[None] if one_head else exact.lse
     p = _one_head_axis(exact.weights)
 
-    seen = _seen_by(x, bias, mask, band)
-    a = _magnitude(x, bias, scale, seen)
-    m = a.max(axis=-1, initial=0, keepdims=True)
-    e = gamma(head_dim + 8, u) * a + 4 * u * m + EXP * u
-    n_k = keys + 5 * np.ceil(keys / KEYS_PER_BLOCK)
-    tau = np.expm1(np.minimum(e + gamma(n_k, u), 700))
-    magnitude = np.abs(x.v)
-    d_n = (p * tau) @ magnitude + tiny * (magnitude.sum(axis=-2, keepdims=True) + keys)
-    d_s = (p * tau).sum(axis=-1) + tiny * keys
-    room = np.maximum(1 - d_s, 0)
+    s = sums(t, p, lse)
+    out_bound = s.quotient(_error_of_mean(t, p, s.tau), np.abs(out), t.u)
     with np.errstate(divide="ignore", invalid="ignore"):
-        out_bound = (1 + 3 * u) * (d_n + np.abs(out) * d_s[..., None]) / room[..., None]
-        lse_bound = -np.log(room) + 4 * u * (m[..., 0] + np.abs(lse)) + tiny
-    out_bound = out_bound + 3 * u * np.abs(out)
+        lse_bound = -np.log(np.maximum(1 - s.d_s, 0))
+        lse_bound = lse_bound + 4 * t.u * (s.m[..., 0] + np.abs(lse)) + t.tiny
     empty = np.isneginf(lse)
     out_bound, lse_bound = np.where(empty[..., None], 0, out_bound), np.where(empty, 0, lse_bound)
-    rho = _recomputed(a, lse, lse_bound, head_dim, u)
-    weights_bound = np.where(seen, p * rho + tiny, 0)
-    if x.one_head:
+    rho = _recomputed(t, lse, lse_bound)
+    weights_bound = np.where(t.pairs.seen, p * rho + t.tiny, 0)
+    weights_bound = np.where(t.pairs.seen, rounded(weights_bound, p, q.dtype), 0)
+    out_bound = np.where(empty[..., None], 0, rounded(out_bound, out, q.dtype))
+    if one_head:
         out_bound, lse_bound, weights_bound = out_bound[0], lse_bound[0], weights_bound[0]
     return AttentionResult(_swap(out_bound, layout), lse_bound, weights_bound)
 
 
+def _error_of_mean(t, p, tau):
+    """δN of the output."""
+    magnitude, keys = np.abs(t.x.v), t.x.k.shape[-2]
+    least = t.tiny * (magnitude.sum(axis=-2, keepdims=True) + keys) / (1 - t.pairs.dropout)
+    return t.kept(p * tau) @ magnitude + least
+
+
 def attention_backward_bound(
     dout, q, k, v, out, lse, *, dlse=None, grads=("q", "k", "v"), layout="bhld", bias=None,
-    scale=None, mask=None, out_error=0.0, lse_error=0.0, **band,
+    scale=None, softcap=None, sinks=None, out_error=0.0, lse_error=0.0, **options,
 ):  # fmt: skip
     """Bounds on the errors of `attention_backward(dout, q, k, v, out, lse, ...)`.
 
     `out_error` and `lse_error` say how far `out` and `lse` may themselves be from the exact ones.
     """
-    u, tiny = unit_roundoff(q.dtype), float(np.finfo(q.dtype).tiny)
-    x = _inputs(q, k, v, layout, np.float64)
-    head_dim, value_dim = x.q.shape[-1], x.v.shape[-1]
+    options |= {"layout": layout, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
+    t = terms(q, k, v, **options)
+    x, u, tiny, seen = t.x, t.u, t.tiny, t.pairs.seen
+    value_dim = x.v.shape[-1]
 
     def to_heads(array):
         return _one_head_axis(_swap(np.asarray(array, np.float64), layout))
 
-    d_out, out = to_heads(dout), to_heads(out)
+    d_out, own_out = to_heads(dout), to_heads(out)
     out_error = to_heads(np.broadcast_to(out_error, dout.shape))
-    lse = np.asarray(lse, np.float64).reshape(out.shape[:-1])
-    lse_error = np.broadcast_to(lse_error, np.shape(lse)[-2:] if x.one_head else lse.shape)
-    lse_error = lse_error.reshape(lse.shape)
-    d_lse = np.zeros_like(lse) if dlse is None else np.asarray(dlse, np.float64).reshape(lse.shape)
+    own_lse = np.asarray(lse, np.float64).reshape(own_out.shape[:-1])
+    lse_error = np.broadcast_to(lse_error, np.shape(lse)).reshape(own_lse.shape)
+    d_lse = np.zeros_like(own_lse)
+    if dlse is not None:
+        d_lse = np.asarray(dlse, np.float64).reshape(own_lse.shape)
 
-    seen = _seen_by(x, bias, mask, band)
-    a = _magnitude(x, bias, scale, seen)
-    s = np.where(seen, _scores(x, bias, scale), -np.inf)
-    finite_lse = np.where(np.isneginf(lse), 0, lse)
-    p = np.exp(s - finite_lse[..., None])
-    rho = _recomputed(a, lse, lse_error, head_dim, u)
+    finite_lse = np.where(np.isneginf(own_lse), 0, own_lse)
+    p = np.exp(t.pairs.s - finite_lse[..., None])
+    rho = _recomputed(t, own_lse, lse_error)
 
     magnitude = np.abs(d_out)
-    d_p = magnitude @ _transposed(np.abs(x.v))
-    delta = (magnitude * np.abs(out)).sum(axis=-1) + np.abs(d_lse)
-    from_out = (magnitude * out_error).sum(axis=-1)
-    g = gamma(value_dim + 1, u) * d_p
-    g = g + (gamma(value_dim + 2, u) * delta + from_out)[..., None]
-    exact = np.abs(d_out @ _transposed(x.v) - ((d_out * out).sum(axis=-1) - d_lse)[..., None])
+    from_row = gamma(value_dim + 2, u) * ((magnitude * np.abs(own_out)).sum(axis=-1) + abs(d_lse))
+    from_row = from_row + (magnitude * out_error).sum(axis=-1)
+    delta = (d_out * own_out).sum(axis=-1) - d_lse
+    d_p = t.kept(magnitude @ _transposed(np.abs(x.v)))
+    g = gamma(value_dim + 3, u) * d_p + from_row[..., None]
+    exact = np.abs(t.kept(d_out @ _transposed(x.v)) - delta[..., None])
     eps = p * ((1 + rho) * (1 + 3 * u) * (exact + g) - exact) + tiny * (1 + exact)
     eps = np.where(seen, eps, 0)
     value = p * exact
+    eps_s, value_s = eps, value
+    if softcap is not None:  # what goes to dq and dk
+        value_s = t.slope * value
+        eps_s = (t.slope + t.slope_error) * (1 + u) * (value + eps) - value_s + tiny * seen
 
-    factor = abs(_scale(x, scale))
+    factor = abs(reference._scale(x, scale))
     group = x.q.shape[-3] // max(np.shape(_swap(k, layout))[-3] if k.ndim >= 3 else 1, 1)
     batch = int(np.prod(seen.shape[:-3]))
 
@@ -157,48 +292,98 @@ def attention_backward_bound(
         return bound + tiny * (1 + sums)  # the factor, or the product with it, may underflow
 
     queries, keys = seen.shape[-2:]
-    d_q = summed(eps, value + eps, np.abs(x.k), batch * keys, factor)
-    terms = batch * group * queries
-    d_k = summed(_transposed(eps), _transposed(value + eps), np.abs(x.q), terms, factor)
+    d_q = summed(eps_s, value_s + eps_s, np.abs(x.k), batch * keys, factor)
+    n = batch * group * queries
+    d_k = summed(_transposed(eps_s), _transposed(value_s + eps_s), np.abs(x.q), n, factor)
     p_eps = np.where(seen, p * rho + tiny, 0)
-    d_v = summed(_transposed(p_eps), _transposed(p + p_eps), magnitude, terms)
+    d_v = summed(_transposed(t.kept(p_eps)), _transposed(t.kept(p + p_eps)), magnitude, n)
 
     def own(bound, of):
         shape = _swap(of, layout).shape
-        return _swap(reference._sum_to(reference._sum_group(bound, shape), shape), layout)
+        return _swap(_sum_to(reference._sum_group(bound, shape), shape), layout)
 
-    d_bias = None
+    bounds = {"q": own(d_q, q), "k": own(d_k, k), "v": own(d_v, v)}
     if "bias" in grads:
         every = gamma(seen.size / max(bias.size, 1) + 5, u)
-        d_bias = reference._sum_to(eps + every * (value + eps), bias.shape)
-        signed = p * (d_out @ _transposed(x.v) - ((d_out * out).sum(axis=-1) - d_lse)[..., None])
-        total = np.abs(reference._sum_to(np.where(seen, signed, 0), bias.shape))
-        d_bias = d_bias + unit_roundoff(bias.dtype) * (total + d_bias)
-    return AttentionGrads(
-        own(d_q, q) if "q" in grads else None,
-        own(d_k, k) if "k" in grads else None,
-        own(d_v, v) if "v" in grads else None,
-        d_bias,
-        None,
+        bounds["bias"] = _sum_to(eps + every * (value + eps), bias.shape)
+    if "sinks" in grads:
+        has_sink = ~np.isneginf(t.sink[..., 0])
+        size = np.where(has_sink, np.abs(t.sink[..., 0]), 0) + np.abs(finite_lse)
+        rho = np.expm1(np.minimum(3 * u * size + lse_error + EXP * u, 700))
+        p_sink = np.where(np.isneginf(own_lse), 0, np.exp(t.sink[..., 0] - finite_lse))
+        error = p_sink * ((1 + rho) * (np.abs(delta) + from_row) - np.abs(delta)) + tiny
+        total = p_sink * np.abs(delta) + error
+        error = error + gamma(batch * queries + 5, u) * total
+        bounds["sinks"] = _sum_to(np.where(has_sink, error, 0)[..., None], (seen.shape[-3], 1, 1))
+        bounds["sinks"] = bounds["sinks"].reshape(-1)
+
+    # The last rounding, to the input's own dtype.
+    owners = {"q": q, "k": k, "v": v, "bias": bias, "sinks": sinks}
+    last = [name for name in grads if name in ("bias", "sinks") or q.dtype.name in HALVES]
+    if last:
+        exact = reference.attention_backward(
+            dout, q, k, v, out, lse, dlse=dlse, grads=last, **options
+        )
+        for name in last:
+            value, dtype = getattr(exact, f"d{name}"), owners[name].dtype
+            if dtype.name in HALVES:
+                bounds[name] = rounded(bounds[name], value, dtype)
+            else:
+                bounds[name] = bounds[name] + unit_roundoff(dtype) * (abs(value) + bounds[name])
+    return AttentionGrads(*(bounds[n] if n in grads else None for n in owners))
+
+
+def attention_jvp_bound(q, k, v, dq, dk, dv, *, layout="bhld", scale=None, **options):
+    """Bounds on the errors of out and of its tangent."""
+    options |= {"layout": layout, "scale": scale}
+    t = terms(q, k, v, **options)
+    d = _inputs(dq, dk, dv, layout, np.float64)
+    exact = reference.attention(q, k, v, **options, return_lse=True, return_weights=True)
+    p, lse = _one_head_axis(exact.weights), exact.lse[None] if t.x.one_head else exact.lse
+    out = np.abs(_one_head_axis(_swap(exact.out, layout)))
+    s, u = sums(t, p, lse, more_roundings=3), t.u
+    out_bound = s.quotient(_error_of_mean(t, p, s.tau), out, u)
+
+    size = np.abs(d.q) @ _transposed(np.abs(t.x.k)) + np.abs(t.x.q) @ _transposed(np.abs(d.k))
+    size = abs(reference._scale(t.x, scale)) * np.where(t.pairs.seen, size, 0)
+    error = (gamma(t.n_s, u) * (t.slope + t.slope_error) + t.slope_error) * size
+    ds = t.slope * size
+    moved = p * ((1 + s.tau) * (ds + error) - ds) + t.tiny * (1 + ds) * t.pairs.seen
+    abs_v, abs_dv = np.abs(t.x.v), np.abs(d.v)
+    least = t.tiny * ((abs_v + abs_dv).sum(axis=-2, keepdims=True) + t.x.k.shape[-2])
+    d_u = t.kept(moved) @ abs_v + t.kept(p * s.tau) @ abs_dv + least / (1 - t.pairs.dropout)
+    size_u = t.kept(p * ds) @ abs_v + t.kept(p) @ abs_dv
+    d_mean, mean = moved.sum(axis=-1)[..., None], (p * ds).sum(axis=-1)[..., None]
+    d_mean = s.quotient(d_mean, mean, u)
+    bound = s.quotient(d_u, size_u, u) + mean * out_bound + d_mean * (out + out_bound)
+    bound = bound + 8 * u * (size_u + mean * out) + t.tiny
+    exact_tangent = reference.attention_jvp(q, k, v, dq, dk, dv, **options)[1]
+    empty = np.isneginf(lse)[..., None]
+    results = []
+    for b, x in ((out_bound, exact.out), (bound, exact_tangent)):
+        b = np.where(empty, 0, rounded(b, _one_head_axis(_swap(x, layout)), q.dtype))
+        results.append(_swap(b[0] if t.x.one_head else b, layout))
+    return tuple(results)
+
+
+def rope_bound(x, cos, sin, **options):
+    """Bound on the error of `rope(x, None, cos=cos, sin=sin, ...)`, and of `rope_backward`."""
+    wide = computed_in(x.dtype)
+    u, tiny = unit_roundoff(wide), float(np.finfo(wide).tiny)
+    magnitude = np.abs(np.asarray(x, np.float64))
+    tables = {"cos": np.abs(cos), "sin": np.abs(sin)}
+    # One half of a pair is a sum of magnitudes when it turns forwards, the other backwards.
+    both = (
+        f(magnitude, None, **tables, **options) for f in (reference.rope, reference.rope_backward)
     )
+    bound = gamma(4, u) * np.maximum(*both) + tiny
+    return rounded(bound, reference.rope(x, None, cos=cos, sin=sin, **options), x.dtype)
 
 
-def _seen_by(x, bias, mask, band):
-    return _seen(x, mask, bias, band.get("causal", False), band.get("causal_offset"))
-
-
-def _magnitude(x, bias, scale, seen):
-    """A: the sum of the magnitudes that make up a score, 0 where it is masked."""
-    a = abs(_scale(x, scale)) * (np.abs(x.q) @ _transposed(np.abs(x.k)))
-    if bias is not None:
-        a = a + np.abs(np.asarray(bias, np.float64))
-    return np.where(seen, a, 0)
-
-
-def _recomputed(a, lse, lse_error, head_dim, u):
+def _recomputed(t, lse, lse_error):
     """ρ: the relative error of a weight that is computed from the lse."""
     finite = np.where(np.isneginf(lse), 0, np.abs(lse))
-    e = gamma(head_dim + 9, u) * a + (3 * u * finite + lse_error)[..., None] + EXP * u
+    e = gamma(t.n_s + 1, t.u) * t.a + (3 * t.u * finite + lse_error)[..., None] + EXP * t.u
     return np.expm1(np.minimum(e, 700))  # no overflow: inf times a weight of 0 is NaN
 
 

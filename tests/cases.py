@@ -1,4 +1,7 @@
-"""Random problems with their exact answers and error bounds, shared by the accuracy tests."""
+"""Random problems with their exact answers and error bounds, shared by the accuracy tests.
+
+Problems of half types are exact in float64, and so are their answers but for the last rounding.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ from cattn import AttentionGrads, AttentionResult, reference
 
 @dataclass(frozen=True)
 class Case:
-    """A problem by its sizes and options; `mask` and `bias` are shapes to draw, or None."""
+    """A problem by its sizes and options; `mask` and `bias` are shapes to draw, or None.
+
+    Of what is drawn per head or batch entry: `alibi` is "head" or "entry", `lengths` and `offsets`
+    say whether.
+    """
 
     lq: int = 7
     lk: int = 9
@@ -32,6 +39,14 @@ class Case:
     layout: str = "bhld"
     spread: float = 1.0  # standard deviation of q: large ones make peaked weights
     seed: int = 0
+    window: tuple[int | None, int | None] | None = None
+    softcap: float | None = None
+    alibi: str | None = None
+    sinks: bool = False
+    lengths: bool = False
+    offsets: bool = False
+    dropout: float = 0.0
+    parameters: str | None = None  # dtype of bias, sinks and slopes, if not q's
 
 
 class Problem(NamedTuple):
@@ -55,9 +70,15 @@ class Backward(NamedTuple):
     bound: AttentionGrads
 
 
+class Tangent(NamedTuple):
+    moves: tuple[np.ndarray, ...]
+    exact: tuple[np.ndarray, ...]
+    bound: tuple[np.ndarray, ...]
+
+
 def exact_dtype(dtype):
     """Something more precise than `dtype` to compute the exact answer in."""
-    return np.float64 if dtype == np.float32 else np.longdouble
+    return np.longdouble if dtype == np.float64 else np.float64
 
 
 @lru_cache(maxsize=4096)
@@ -74,6 +95,7 @@ def problem(case: Case, dtype) -> Problem:
     q = heads(case.hq, case.lq, case.d, case.spread)
     k = heads(case.hkv, case.lk, case.d)
     v = heads(case.hkv, case.lk, case.dv)
+    own = np.dtype(case.parameters or dtype)
     options: dict[str, Any] = {"layout": case.layout}
     if case.causal:
         options |= {"causal": True, "causal_offset": case.causal_offset}
@@ -83,9 +105,25 @@ def problem(case: Case, dtype) -> Problem:
         options["mask"] = rng.random(case.mask) < 0.6
     if case.bias is not None:
         bias = np.where(rng.random(case.bias) < 0.1, -np.inf, rng.standard_normal(case.bias))
-        options["bias"] = bias.astype(dtype)
+        options["bias"] = bias.astype(own)
+    if case.window is not None:
+        options["window"] = case.window
+    if case.softcap is not None:
+        options["softcap"] = case.softcap
+    if case.alibi is not None:
+        lead = case.batch if case.alibi == "entry" else ()
+        options["alibi_slopes"] = rng.standard_normal((*lead, case.hq)).astype(own)
+    if case.sinks:
+        options["sinks"] = (2 * rng.standard_normal(case.hq)).astype(own)
+    if case.lengths:
+        options["kv_lengths"] = rng.integers(0, case.lk + 1, case.batch)
+    if case.offsets:
+        options["causal_offset"] = rng.integers(-case.lq // 2, case.lk + 1, case.batch)
+    if case.dropout:
+        options |= {"dropout": case.dropout, "seed": case.seed + 2**40}
     dout = heads(case.hq, case.lq, case.dv)
-    return Problem(q, k, v, options, dout, draw(*case.batch, case.hq, case.lq))
+    dlse = draw(*case.batch, case.hq, case.lq).astype(bounds.computed_in(dtype))
+    return Problem(q, k, v, options, dout, dlse)
 
 
 @lru_cache(maxsize=4096)
@@ -99,9 +137,10 @@ def forward(case: Case, dtype) -> Forward:
 
 @lru_cache(maxsize=4096)
 def backward(case: Case, dtype) -> Backward:
-    """The gradients as functions of out and lse, which are the exact ones rounded to `dtype`."""
+    """The gradients as functions of out and lse, which are the exact ones, rounded."""
     q, k, v, options, dout, dlse = problem(case, dtype)
-    out, lse = (a.astype(dtype) for a in forward(case, dtype).exact[:2])
+    exact = forward(case, dtype).exact
+    out, lse = exact.out.astype(dtype), exact.lse.astype(dlse.dtype)
     options = {**options, "dlse": dlse, "grads": wanted(options)}
     exact = reference.attention_backward(
         dout, q, k, v, out, lse, **options, _dtype=exact_dtype(dtype)
@@ -110,8 +149,17 @@ def backward(case: Case, dtype) -> Backward:
     return Backward(out, lse, exact, bound)
 
 
+@lru_cache(maxsize=1024)
+def tangent(case: Case, dtype) -> Tangent:
+    q, k, v, options, *_ = problem(case, dtype)
+    rng = np.random.default_rng(case.seed)
+    moves = tuple(rng.standard_normal(a.shape).astype(dtype) for a in (q, k, v))
+    exact = reference.attention_jvp(q, k, v, *moves, **options, _dtype=exact_dtype(dtype))
+    return Tangent(moves, exact, bounds.attention_jvp_bound(q, k, v, *moves, **options))
+
+
 def wanted(options) -> tuple[str, ...]:
-    return ("q", "k", "v", "bias") if "bias" in options else ("q", "k", "v")
+    return ("q", "k", "v", *(name for name in ("bias", "sinks") if name in options))
 
 
 def check_forward(case: Case, dtype, record, **more) -> None:
@@ -119,7 +167,7 @@ def check_forward(case: Case, dtype, record, **more) -> None:
     exact, bound = forward(case, dtype)
     actual = cattn.attention(q, k, v, **options, **more, return_lse=True, return_weights=True)
     for name, *three in zip(AttentionResult._fields, actual, exact, bound, strict=True):
-        assert three[0].dtype == dtype
+        assert three[0].dtype == (bounds.computed_in(dtype) if name == "lse" else dtype)
         record(name, dtype, bounds.worst(*three, f"{name} of {case} {dtype}"))
 
 
@@ -130,6 +178,18 @@ def check_backward(case: Case, dtype, record, **more) -> None:
     actual = cattn.attention_backward(
         dout, q, k, v, out, lse, dlse=dlse, grads=grads, **options, **more
     )
+    own = np.dtype(case.parameters or dtype)
     for name, *three in zip(AttentionGrads._fields, actual, exact, bound, strict=True):
-        assert three[0] is None or three[0].dtype == dtype
+        worst = bounds.worst(*three, f"{name} of {case} {dtype}")
+        if three[0] is not None:
+            assert three[0].dtype == (own if name[1:] in options else dtype)
+            record(name, dtype, worst)
+
+
+def check_tangent(case: Case, dtype, record, **more) -> None:
+    q, k, v, options, *_ = problem(case, dtype)
+    moves, exact, bound = tangent(case, dtype)
+    actual = cattn.attention_jvp(q, k, v, *moves, **options, **more)
+    for name, *three in zip(("out-jvp", "dout-jvp"), actual, exact, bound, strict=True):
+        assert three[0].dtype == dtype
         record(name, dtype, bounds.worst(*three, f"{name} of {case} {dtype}"))

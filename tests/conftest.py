@@ -37,6 +37,14 @@ def dtype(request):
     return np.dtype(request.param)
 
 
+@pytest.fixture(params=["float32", "float64", "float16", "bfloat16"])
+def any_dtype(request):
+    """The half types too; bfloat16 is ml_dtypes'."""
+    if request.param == "bfloat16":
+        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    return np.dtype(request.param)
+
+
 @pytest.fixture
 def record(request):
     """Keeps the largest error / bound of each (function, dtype, isa) for the summary."""

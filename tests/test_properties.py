@@ -1,4 +1,4 @@
-"""What must hold between results: metamorphic relations, and random problems by hypothesis.
+"""What must hold between results: metamorphic relations.
 
 Two computed results that are equal in exact arithmetic differ by at most the sum of their bounds.
 """
@@ -6,9 +6,7 @@ Two computed results that are equal in exact arithmetic differ by at most the su
 import bounds
 import numpy as np
 import pytest
-from cases import Case, check_backward, check_forward, problem
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cases import Case, problem
 from support import assert_same, normal
 
 import cattn
@@ -208,46 +206,3 @@ def test_padding_the_head_with_zeros_changes_nothing(dtype):
     two = cattn.attention(padded(q), padded(k), v, scale=0.3, **FLAGS)
     wide = bounds.attention_bound(padded(q), padded(k), v, scale=0.3)
     assert_close(one, two, bound, wide)
-
-
-# ---- random problems ----
-
-
-@st.composite
-def random_cases(draw):
-    hkv = draw(st.integers(1, 3))
-    hq = hkv * draw(st.integers(1, 3))
-    lq, lk = draw(st.integers(0, 50)), draw(st.integers(0, 70))
-    batch = tuple(draw(st.lists(st.integers(1, 2), max_size=2)))
-    full = (*batch, hq, lq, lk)
-
-    def plane():
-        """None, or a shape that broadcasts to the scores."""
-        if draw(st.booleans()):
-            return None
-        shape = full[draw(st.integers(0, len(full))) :]
-        return tuple(draw(st.sampled_from([1, n])) for n in shape)
-
-    causal = draw(st.booleans())
-    return Case(
-        lq, lk, draw(st.integers(1, 40)), draw(st.integers(1, 40)), hq, hkv, batch,
-        causal=causal,
-        causal_offset=draw(st.none() | st.integers(-60, 60)) if causal else None,
-        mask=plane(), bias=plane(),
-        scale=draw(st.none() | st.floats(-2, 2, width=32)),
-        layout=draw(st.sampled_from(["bhld", "blhd"])),
-        spread=draw(st.sampled_from([0.1, 1.0, 5.0])),
-        seed=draw(st.integers(0, 100)),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
-def test_random_problems(dtype, isa):
-    @settings(max_examples=60)
-    @given(random_cases())
-    def check(case):
-        ignore = lambda *_: None  # noqa: E731
-        check_forward(case, dtype, ignore)
-        check_backward(case, dtype, ignore)
-
-    check()
