@@ -70,8 +70,10 @@ format: $(VENV)/.installed ## let the formatters rewrite the sources
 	$(BIN)/ruff format .
 	git ls-files '*.cpp' '*.h' '*.c' | xargs $(BIN)/clang-format -i
 
-bench: $(VENV)/.installed ## two minutes of timings against whatever peers are installed
+bench: $(VENV)/.installed ## two minutes of timings: against whatever peers are installed, and of every option
 	$(BIN)/python benchmarks/run.py --quick
+	$(BIN)/python benchmarks/variants.py --seconds 1
+	$(BIN)/python benchmarks/variants.py --memory
 
 bench-peers: $(VENV)/.installed ## all timings against PyTorch, OpenVINO, ONNX Runtime, JAX and NumPy
 	$(BIN)/python -m pip install --quiet ".[peers]"
