@@ -129,46 +129,49 @@ uint32_t parse_layout(const py::object& word) {
 Argument input(const char* name, const py::object& object, Kind kind) {
   Argument argument;
   if (object.is_none()) return argument;
+  py::array array = py::reinterpret_steal<py::array>(py::handle());
   int32_t dtype = 0;
   if (py::isinstance<py::array>(object)) {
-    argument.array = py::reinterpret_borrow<py::array>(object);
+    array = py::reinterpret_borrow<py::array>(object);
   } else if (has_dlpack(object)) {
     DlpackArray foreign = from_dlpack(name, object);
-    argument.array = std::move(foreign.array);
+    array = std::move(foreign.array);
     if (foreign.bfloat16 && kind == Kind::floating) dtype = CATTN_BFLOAT16;
   } else {
-    argument.array = returning_to_python([&] { return py::array::ensure(object); });
-    if (!argument.array) {
+    array = returning_to_python([&] { return py::array::ensure(object); });
+    if (!array) {
       PyErr_Clear();
       throw py::type_error(std::string(name) + ": is not an array");
     }
   }
-  if (dtype == 0) dtype = dtype_code(argument.array, kind);
+  if (dtype == 0) dtype = dtype_code(array, kind);
   if (dtype == 0) {
     throw py::type_error(std::string(name) + ": dtype " +
-                         py::str(argument.array.dtype()).cast<std::string>() + ", expected " +
+                         py::str(array.dtype()).cast<std::string>() + ", expected " +
                          expected(kind));
   }
   if (kind == Kind::integer) {
-    if (argument.array.dtype().kind() == 'u' && argument.array.itemsize() == 8) {
+    if (array.dtype().kind() == 'u' && array.itemsize() == 8) {
       // Beyond int64 there is no key anyway: the largest int64 says the same.
       const py::object largest = py::int_(std::numeric_limits<int64_t>::max());
-      argument.array = py::module_::import("numpy").attr("minimum")(
-          argument.array, argument.array.dtype().attr("type")(largest));
+      array =
+          py::module_::import("numpy").attr("minimum")(array, array.dtype().attr("type")(largest));
     }
-    argument.array = converted(argument.array, py::dtype::of<int64_t>());
-  } else if (!walkable(argument.array, kind == Kind::floating)) {
+    array = converted(array, py::dtype::of<int64_t>());
+  } else if (!walkable(array, kind == Kind::floating)) {
     // In native byte order.
-    argument.array = converted(argument.array, argument.array.dtype().attr("newbyteorder")("="));
+    array = converted(array, array.dtype().attr("newbyteorder")("="));
   }
-  describe(name, argument.array, dtype, argument.description);
+  describe(name, array, dtype, argument.description);
+  argument.array = std::move(array);
   return argument;
 }
 
 Argument new_output(const cattn_array& description) {
   Argument argument;
-  argument.array = py::array(dtype_of(description.dtype), shape_of(description));
-  describe("out", argument.array, description.dtype, argument.description);
+  const py::array array(dtype_of(description.dtype), shape_of(description));
+  describe("out", array, description.dtype, argument.description);
+  argument.array = array;
   return argument;
 }
 
@@ -177,8 +180,8 @@ Argument given_output(const char* name, const py::object& object, const cattn_ar
     throw py::type_error(std::string(name) + ": is not a numpy.ndarray");
   }
   Argument argument;
-  argument.array = py::reinterpret_borrow<py::array>(object);
-  const py::array& a = argument.array;
+  const auto a = py::reinterpret_borrow<py::array>(object);
+  argument.array = a;
   const std::vector<py::ssize_t> shape(a.shape(), a.shape() + a.ndim());
   const std::vector<py::ssize_t> wanted = shape_of(description);
   if (shape != wanted) {
@@ -197,14 +200,18 @@ Argument given_output(const char* name, const py::object& object, const cattn_ar
   return argument;
 }
 
-void copy(const py::array& from, const py::array& to) {
+void copy(const py::object& from, const py::object& to) {
   const int failed =
       returning_to_python([&] { return PyObject_SetItem(to.ptr(), Py_Ellipsis, from.ptr()); });
   if (failed) throw py::error_already_set();
 }
 
-bool may_overlap(const py::array& a, const py::array& b) {
-  return py::module_::import("numpy").attr("may_share_memory")(a, b).cast<bool>();
+bool may_overlap(const py::object& a, const py::object& b) {
+  const py::module_ numpy = py::module_::import("numpy");
+  PyObject* const answer = returning_to_python(
+      [&] { return PyObject_CallMethod(numpy.ptr(), "may_share_memory", "OO", a.ptr(), b.ptr()); });
+  if (!answer) throw py::error_already_set();
+  return py::reinterpret_steal<py::bool_>(answer);
 }
 
 void raise_on_error(cattn_status status) {

@@ -18,7 +18,7 @@ uint32_t parse_layout(const py::object& word);  // 0 or CATTN_BLHD
 
 // An argument: the array that keeps the memory alive and its description. Absent for None.
 struct Argument {
-  py::array array;
+  py::object array;  // null for an absent one: making an empty array takes longer than a small call
   cattn_array description{};
 
   explicit operator bool() const { return description.data != nullptr; }
@@ -35,10 +35,10 @@ Argument new_output(const cattn_array& description);
 Argument given_output(const char* name, const py::object& object, const cattn_array& description);
 
 // to[...] = from
-void copy(const py::array& from, const py::array& to);
+void copy(const py::object& from, const py::object& to);
 
 // Whether the memory of two arrays may overlap.
-bool may_overlap(const py::array& a, const py::array& b);
+bool may_overlap(const py::object& a, const py::object& b);
 
 // Raises the Python exception of a status other than CATTN_OK.
 void raise_on_error(cattn_status status);

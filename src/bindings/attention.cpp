@@ -14,7 +14,7 @@ void run(F call) {
   raise_on_error(without_gil(call));
 }
 
-py::object or_none(const Argument& a) { return a ? py::object(a.array) : py::none(); }
+py::object or_none(const Argument& a) { return a ? a.array : py::none(); }
 
 }  // namespace
 
@@ -126,8 +126,8 @@ py::tuple attention_jvp(const py::object& q, const py::object& k, const py::obje
   return py::make_tuple(out.array, out_tangent.array);
 }
 
-py::array dropout_mask(const std::vector<int64_t>& shape, const py::object& dropout,
-                       const py::object& seed) {
+py::object dropout_mask(const std::vector<int64_t>& shape, const py::object& dropout,
+                        const py::object& seed) {
   cattn_array description{};
   description.dtype = CATTN_BOOL;
   description.ndim = static_cast<int32_t>(shape.size());
@@ -146,8 +146,8 @@ py::array dropout_mask(const std::vector<int64_t>& shape, const py::object& drop
   return mask.array;
 }
 
-py::array rope(const py::object& x, const py::object& cos, const py::object& sin, bool interleaved,
-               bool inverse, const py::object& layout, const py::object& num_threads) {
+py::object rope(const py::object& x, const py::object& cos, const py::object& sin, bool interleaved,
+                bool inverse, const py::object& layout, const py::object& num_threads) {
   const Argument x_argument = required("x", x);
   const Argument cos_argument = required("cos", cos), sin_argument = required("sin", sin);
   const Argument out = new_output(x_argument.description);

@@ -23,10 +23,10 @@ py::tuple attention_jvp(const py::object& q, const py::object& k, const py::obje
                         const py::object& dq, const py::object& dk, const py::object& dv,
                         const py::object& cu_seqlens, const py::dict& options);
 
-py::array dropout_mask(const std::vector<int64_t>& shape, const py::object& dropout,
-                       const py::object& seed);
+py::object dropout_mask(const std::vector<int64_t>& shape, const py::object& dropout,
+                        const py::object& seed);
 
-py::array rope(const py::object& x, const py::object& cos, const py::object& sin, bool interleaved,
-               bool inverse, const py::object& layout, const py::object& num_threads);
+py::object rope(const py::object& x, const py::object& cos, const py::object& sin, bool interleaved,
+                bool inverse, const py::object& layout, const py::object& num_threads);
 
 }  // namespace cattn::python
