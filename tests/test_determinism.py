@@ -12,11 +12,13 @@ pytestmark = pytest.mark.usefixtures("isa")
 CASES = [
     Case(300, 500, 32, 16, hq=1, hkv=1),  # one head: threads share its queries and keys
     Case(300, 500, 32, 16, hq=1, hkv=1, causal=True),
-    Case(200, 1100, 16, 8, hq=2, hkv=1),  # the backward pass in chunks of keys
+    Case(200, 1100, 16, 8, hq=2, hkv=1),  # key blocks take turns at dq
     Case(130, 260, 16, 24, hq=6, hkv=2, batch=(2,), causal=True, mask=(130, 260)),
     Case(130, 260, 16, 24, hq=4, hkv=4, batch=(3,), bias=(130, 260)),
     Case(130, 260, 16, 24, hq=4, hkv=2, batch=(2,), bias=(4, 1, 260)),
     Case(64, 64, 64, 64, hq=16, hkv=16, batch=(4,)),
+    Case(300, 500, 32, 16, hq=2, hkv=1, window=(100, 20), sinks=True, alibi="head"),
+    Case(130, 260, 16, 24, hq=4, hkv=2, batch=(3,), lengths=True, softcap=2.0, dropout=0.2),
 ]
 
 

@@ -26,7 +26,7 @@ def test_arrays_beside_unreadable_pages(isa, side):
     process = run(isa, side)
     last = "\n".join(process.stdout.splitlines()[-2:])
     assert process.returncode == 0, f"{last}\n{process.stderr}"
-    assert "completed 540" in last
+    assert "completed 1134" in last
 
 
 def test_the_guard_works():

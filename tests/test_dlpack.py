@@ -1,0 +1,130 @@
+"""Arrays of other libraries are read in place, and read-only ones too."""
+
+import numpy as np
+import pytest
+from support import assert_ran, assert_same, run_python
+
+import cattn
+
+HALF = {"float16": "float16", "bfloat16": "bfloat16"}
+
+
+def arrays(dtype="float32"):
+    return np.random.default_rng(0).standard_normal((4, 2, 6, 8)).astype(dtype)
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "float16"])
+def test_torch_tensors(torch, name):
+    q, k, v, dout = arrays(name)
+    tensors = [torch.from_numpy(x) for x in (q, k, v, dout)]
+    expected = cattn.attention(q, k, v, causal=True, return_lse=True)
+    actual = cattn.attention(*tensors[:3], causal=True, return_lse=True)
+    assert_same(actual, expected)
+    assert isinstance(actual.out, np.ndarray)
+    lse = torch.from_numpy(expected.lse)
+    gradients = cattn.attention_backward(
+        tensors[3], *tensors[:3], torch.from_numpy(expected.out), lse, causal=True
+    )
+    assert_same(
+        gradients,
+        cattn.attention_backward(dout, q, k, v, expected.out, expected.lse, causal=True),
+    )
+
+
+def test_bfloat16_of_torch(torch):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    q, k, v = arrays()[:3].astype(bfloat16)
+    tensors = [torch.from_numpy(x.astype(np.float32)).bfloat16() for x in (q, k, v)]
+    actual = cattn.attention(*tensors)
+    assert actual.dtype == bfloat16
+    assert_same(actual, cattn.attention(q, k, v))
+
+
+def test_masks_lengths_and_strides_of_torch(torch):
+    q, k, v, _ = arrays()
+    mask = np.random.default_rng(1).random((6, 6)) < 0.7
+    expected = cattn.attention(q, k, v, mask=mask, kv_lengths=4)
+    # (L, H, D) in memory, seen as (H, L, D): not contiguous.
+    tensors = [torch.from_numpy(np.ascontiguousarray(x.swapaxes(0, 1))) for x in (q, k, v)]
+    actual = cattn.attention(
+        *(t.transpose(0, 1) for t in tensors),
+        mask=torch.from_numpy(mask),
+        kv_lengths=torch.tensor(4),
+    )
+    assert_same(actual, expected)
+
+
+def test_a_tensor_is_not_copied(torch):
+    """A broadcast tensor of many terabytes, every row of which is the same."""
+    row = torch.randn(1, 1, 8)
+    k = row.expand(1 << 20, 1 << 10, 8)[:2, :3]
+    huge = row.expand(1 << 30, 1, 8)
+    out = cattn.attention(huge[:1], k[:1], k[:1])
+    np.testing.assert_allclose(out, row.numpy(), rtol=1e-6)
+    with pytest.raises(ValueError, match="k: shape"):
+        cattn.attention(row, huge[..., :4], huge)  # refused by its shape, before anything is read
+
+
+def test_tensors_with_a_gradient_are_refused(torch):
+    q = torch.ones(2, 3, requires_grad=True)
+    with pytest.raises(TypeError, match=r"^q: cannot be read: .*grad"):
+        cattn.attention(q, q, q)
+
+
+def test_types_that_are_not_supported(torch):
+    q = torch.ones(2, 3, dtype=torch.complex64)
+    with pytest.raises(TypeError, match=r"^q: DLPack type"):
+        cattn.attention(q, q, q)
+    with pytest.raises(TypeError, match=r"^q: dtype int32"):
+        cattn.attention(*[torch.ones(2, 3, dtype=torch.int32)] * 3)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_jax_arrays(name):
+    """JAX arrays are read-only."""
+    jnp = pytest.importorskip("jax.numpy")
+    q, k, v, _ = arrays()
+    tensors = [jnp.asarray(x).astype(name) for x in (q, k, v)]
+    own = [np.asarray(t) for t in tensors]
+    assert_same(cattn.attention(*tensors), cattn.attention(*own))
+
+
+def test_read_only_arrays():
+    q, k, v, _ = arrays()
+    for x in (q, k, v):
+        x.flags.writeable = False
+    assert_same(cattn.attention(q, k, v), cattn.attention(q.copy(), k.copy(), v.copy()))
+
+
+def test_the_exporter_is_kept_alive_only_while_it_is_read():
+    class Exporter:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **more):
+            return self.array.__dlpack__(**more)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    import sys
+
+    q = np.ones((2, 3), np.float32)
+    before = sys.getrefcount(q)
+    cattn.attention(*[Exporter(q)] * 3)
+    assert sys.getrefcount(q) == before
+
+
+def test_ml_dtypes_is_not_imported_unless_used():
+    code = (
+        "import sys, numpy as np, cattn\n"
+        "q = np.ones((2, 3), np.float16)\n"
+        "cattn.attention(q, q, q)\n"
+        "assert 'ml_dtypes' not in sys.modules\n"
+    )
+    assert_ran(run_python(code))
