@@ -18,10 +18,10 @@ struct Section {
   void (*run)();
 };
 constexpr Section kSections[] = {
-    {"accuracy", cattn::test::test_accuracy},       {"edges", cattn::test::test_edges},
-    {"kernels", cattn::test::test_kernels},         {"errors", cattn::test::test_errors},
-    {"threads", cattn::test::test_threads},         {"fork", cattn::test::test_fork},
-    {"environment", cattn::test::test_environment},
+    {"accuracy", cattn::test::test_accuracy}, {"edges", cattn::test::test_edges},
+    {"variants", cattn::test::test_variants}, {"kernels", cattn::test::test_kernels},
+    {"errors", cattn::test::test_errors},     {"threads", cattn::test::test_threads},
+    {"fork", cattn::test::test_fork},         {"environment", cattn::test::test_environment},
 };
 
 int usage() {
