@@ -281,7 +281,7 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   return results;
 }
 
-// An accumulator's row times `factor`, to memory.
+// An accumulator's row through `transform`, to memory.
 template <class T, class S, class F>
 CATTN_INLINE void store_row(S* out, const T* accumulator, Index r, Index cols, F transform) {
   using X = Vec<T>;
