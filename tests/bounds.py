@@ -366,18 +366,18 @@ def attention_jvp_bound(q, k, v, dq, dk, dv, *, layout="bhld", scale=None, **opt
     return tuple(results)
 
 
-def rope_bound(x, cos, sin, **options):
-    """Bound on the error of `rope(x, None, cos=cos, sin=sin, ...)`, and of `rope_backward`."""
+def rope_bound(x, cos, sin, *, of=reference.rope, **options):
+    """Bound on the error of `rope(x, None, cos=cos, sin=sin, ...)`, or `of` its backward pass."""
     wide = computed_in(x.dtype)
     u, tiny = unit_roundoff(wide), float(np.finfo(wide).tiny)
     magnitude = np.abs(np.asarray(x, np.float64))
     tables = {"cos": np.abs(cos), "sin": np.abs(sin)}
     # One half of a pair is a sum of magnitudes when it turns forwards, the other backwards.
-    both = (
+    forward, backward = (
         f(magnitude, None, **tables, **options) for f in (reference.rope, reference.rope_backward)
     )
-    bound = gamma(4, u) * np.maximum(*both) + tiny
-    return rounded(bound, reference.rope(x, None, cos=cos, sin=sin, **options), x.dtype)
+    bound = gamma(4, u) * np.maximum(forward, backward) + tiny
+    return rounded(bound, of(x, None, cos=cos, sin=sin, **options), x.dtype)
 
 
 def _recomputed(t, lse, lse_error):

@@ -37,12 +37,19 @@ def dtype(request):
     return np.dtype(request.param)
 
 
+def named(name):
+    """A dtype by its name; bfloat16 is ml_dtypes'."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
 @pytest.fixture(params=["float32", "float64", "float16", "bfloat16"])
 def any_dtype(request):
-    """The half types too; bfloat16 is ml_dtypes'."""
-    if request.param == "bfloat16":
-        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
-    return np.dtype(request.param)
+    return named(request.param)
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def half(request):
+    return named(request.param)
 
 
 @pytest.fixture

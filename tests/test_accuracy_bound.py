@@ -6,6 +6,7 @@ import pytest
 from cases import Case, backward, forward, problem
 
 import cattn
+from cattn import reference
 
 
 def test_bounds_are_small_for_a_usual_problem(dtype):
@@ -72,6 +73,53 @@ def test_flawed_kernels_are_caught(flaw):
     exact, bound = forward(Case(40, 48, 8, 8), dtype)
     with pytest.raises(AssertionError, match="error / bound"):
         bounds.worst(out.astype(dtype), exact.out, bound.out)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ({"window": (9, 3)}, {"window": (9, 4)}),
+    ({"window": (9, 3)}, {"window": (8, 3)}),
+    ({"softcap": 3.0}, {"softcap": 3.0 + 2e-4}),
+    ({"softcap": 30.0}, {"softcap": 30.0 + 2e-1}),
+    ({"alibi_slopes": [0.5]}, {"alibi_slopes": [0.5 + 1e-5]}),
+    ({"alibi_slopes": [0.1], "causal_offset": 8}, {"alibi_slopes": [0.1], "causal_offset": 9}),
+    ({"sinks": [1.0]}, {"sinks": [1.0 + 1e-3]}),
+    ({"sinks": [-6.0]}, {}),
+    ({"kv_lengths": 40}, {"kv_lengths": 41}),
+    ({"dropout": 0.2, "seed": 1}, {"dropout": 0.2, "seed": 2}),
+    ({"dropout": 0.2, "seed": 1}, {"dropout": 0.2001, "seed": 1}),
+], ids=str)  # fmt: skip
+def test_slightly_wrong_options_are_caught(right, wrong):
+    """Each is the sort of thing that a kernel could get wrong; float32 has to show it."""
+
+    def arrays(options):
+        return {n: np.array(o, np.float32) if type(o) is list else o for n, o in options.items()}
+
+    q, k, v, _, dout, dlse = problem(Case(40, 48, 8, 8), np.dtype(np.float32))
+    right, wrong = arrays(right), arrays(wrong)
+    exact = reference.attention(q, k, v, **right, return_lse=True)
+    out = cattn.attention(q, k, v, **wrong)
+    with pytest.raises(AssertionError, match="error / bound"):
+        bounds.worst(out, exact.out, bounds.attention_bound(q, k, v, **right).out)
+    arguments = (dout, q, k, v, *(a.astype(np.float32) for a in exact[:2]))
+    exact = reference.attention_backward(*arguments, dlse=dlse, **right)
+    limit = bounds.attention_backward_bound(*arguments, dlse=dlse, **right)
+    actual = cattn.attention_backward(*arguments, dlse=dlse, **wrong)
+    if "sinks" not in right:  # the weights come from the lse, whatever the sinks
+        with pytest.raises(AssertionError, match="error / bound"):
+            bounds.worst(actual.dq, exact.dq, limit.dq)
+
+
+def test_half_types_must_be_rounded_once(half):
+    """Truncation, and a second rounding to fewer digits, are more than half an ulp off."""
+    case = Case(40, 48, 8, 8)
+    exact, bound = forward(case, half)
+    good = exact.out.astype(half)
+    assert bounds.worst(good, exact.out, bound.out) <= 1
+    truncated = exact.out.astype(np.float32).view(np.uint32)
+    truncated = truncated & np.uint32(0xFFFFE000 if half == np.float16 else 0xFFFF0000)
+    for bad in (truncated.view(np.float32), (exact.out / 3).astype(half).astype(float) * 3):
+        with pytest.raises(AssertionError, match="error / bound"):
+            bounds.worst(bad.astype(half), exact.out, bound.out)
 
 
 def test_worst_reports_nan_and_wrong_shapes():

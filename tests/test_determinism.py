@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cases import Case, problem, wanted
-from support import assert_same
+from support import assert_same, normal
 
 import cattn
 
@@ -23,6 +23,7 @@ CASES = [
 
 
 def everything(case, dtype, **more):
+    """Forward and backward."""
     q, k, v, options, dout, dlse = problem(case, dtype)
     result = cattn.attention(q, k, v, **options, **more, return_lse=True, return_weights=True)
     gradients = cattn.attention_backward(
@@ -36,6 +37,39 @@ def test_any_number_of_threads(dtype, case):
     one = everything(case, dtype, num_threads=1)
     for threads in (2, 3, 4, 7):
         assert_same(everything(case, dtype, num_threads=threads), one)
+
+
+@pytest.mark.parametrize("case", CASES[-2:], ids=["window", "lengths"])
+def test_any_number_of_threads_in_half_types_and_forward_mode(any_dtype, case):
+    q, k, v, options, *_ = problem(case, any_dtype)
+    moves = normal(*q.shape, dtype=any_dtype), 2 * k, 3 * v
+
+    def all_of_it(threads):
+        forward_mode = cattn.attention_jvp(q, k, v, *moves, **options, num_threads=threads)
+        return (*everything(case, any_dtype, num_threads=threads), *forward_mode)
+
+    one = all_of_it(1)
+    for threads in (2, 5):
+        assert_same(all_of_it(threads), one)
+
+
+def test_any_number_of_threads_for_packed_sequences(any_dtype):
+    starts = np.array([0, 3, 3, 200, 330, 1000])
+    q, dout = normal(1000, 4, 16, dtype=any_dtype, count=2)
+    k, v = normal(1000, 2, 16, dtype=any_dtype, seed=1, count=2)
+    sinks, bias = normal(4, dtype=any_dtype), normal(4, 1, 1000, dtype=any_dtype)
+    options = {"causal": True, "sinks": sinks, "bias": bias, "dropout": 0.1, "seed": 4}
+
+    def all_of_it(threads):
+        more = {**options, "num_threads": threads}
+        out, lse, _ = cattn.attention_varlen(q, k, v, starts, starts, **more, return_lse=True)
+        grads = ["q", "k", "v", "bias", "sinks"]
+        arguments = dout, q, k, v, out, lse, starts, starts
+        return (out, lse, *cattn.attention_varlen_backward(*arguments, grads=grads, **more))
+
+    one = all_of_it(1)
+    for threads in (2, 5):
+        assert_same(all_of_it(threads), one)
 
 
 @pytest.mark.parametrize("case", CASES[:4], ids=range(4))
@@ -70,19 +104,22 @@ def test_wherever_the_arrays_lie(dtype):
         assert_same(cattn.attention(*moved, **options), expected)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": True, "softcap": 2.0, "dropout": 0.3}], ids=str
+)
 @pytest.mark.parametrize("other", [0.0, 100.0, np.nan, np.inf], ids=str)
-def test_other_batch_entries_do_not_matter(dtype, other):
-    case = Case(130, 260, 16, 24, hq=4, hkv=2, batch=(3,))
-    q, k, v, _, dout, dlse = problem(case, dtype)
-    result = cattn.attention(q, k, v, return_lse=True, return_weights=True)
-    gradients = cattn.attention_backward(dout, q, k, v, *result[:2], dlse=dlse)
+def test_other_batch_entries_do_not_matter(dtype, other, options):
+    case = Case(130, 260, 16, 24, hq=4, hkv=2, batch=(3,), **options)
+    q, k, v, options, dout, dlse = problem(case, dtype)
+    result = cattn.attention(q, k, v, **options, return_lse=True, return_weights=True)
+    gradients = cattn.attention_backward(dout, q, k, v, *result[:2], dlse=dlse, **options)
     changed = [a.copy() for a in (q, k, v, dout, dlse)]
     for a in changed:
         a[[0, 2]] = other
     q, k, v, dout, dlse = changed
-    again = cattn.attention(q, k, v, return_lse=True, return_weights=True)
+    again = cattn.attention(q, k, v, **options, return_lse=True, return_weights=True)
     assert_same(tuple(a[1] for a in again), tuple(a[1] for a in result))
-    anew = cattn.attention_backward(dout, q, k, v, *again[:2], dlse=dlse)
+    anew = cattn.attention_backward(dout, q, k, v, *again[:2], dlse=dlse, **options)
     assert_same(tuple(a[1] for a in anew[:3]), tuple(a[1] for a in gradients[:3]))
 
 
@@ -99,11 +136,15 @@ def test_other_rows_do_not_matter(dtype):
 
 
 def test_a_row_alone_is_the_row_in_its_batch(dtype):
-    """Forward: batch entries and heads do not depend on how many there are."""
-    q, k, v, *_ = problem(Case(130, 260, 16, 24, hq=4, hkv=2, batch=(3,)), dtype)
-    out = cattn.attention(q, k, v, causal=True)
+    """Batch entries and heads do not depend on how many there are: nor do their gradients."""
+    q, k, v, _, dout, _ = problem(Case(130, 1100, 16, 24, hq=4, hkv=2, batch=(3,)), dtype)
+    out, lse, _ = cattn.attention(q, k, v, causal=True, return_lse=True)
+    dq, dk, dv, *_ = cattn.attention_backward(dout, q, k, v, out, lse, causal=True)
     for b in range(3):
         assert_same(cattn.attention(q[b], k[b], v[b], causal=True), out[b])
+        arguments = dout[b], q[b], k[b], v[b], out[b], lse[b]
+        gradients = cattn.attention_backward(*arguments, causal=True)
+        assert_same(tuple(gradients[:3]), (dq[b], dk[b], dv[b]))
         for h in range(4):
             one = cattn.attention(q[b, h], k[b, h // 2], v[b, h // 2], causal=True)
             assert_same(one, out[b, h])

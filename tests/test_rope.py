@@ -1,7 +1,9 @@
 """Rotary position embedding: the reference's values on every instruction set; its properties."""
 
+import bounds
 import numpy as np
 import pytest
+from support import assert_same, normal
 
 import cattn
 from cattn import reference
@@ -9,34 +11,31 @@ from cattn import reference
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-def normal(*shape, dtype=np.float32, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def close(actual, expected, size, dtype):
-    """Angles are exact to float64 and rounded once, so a few roundings of a pair's size."""
-    unit = UNIT[np.dtype(dtype).name]
-    bound = 4 * max(unit, 2.0**-24 if np.dtype(dtype).itemsize < 8 else unit) * size + 2 * unit
-    return np.all(np.abs(np.asarray(actual, np.float64) - expected) <= bound * (1 + abs(expected)))
-
-
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("size", "rotary"), [(2, 2), (8, 4), (34, 34), (66, 64), (128, 128)])
 @pytest.mark.parametrize("layout", ["bhld", "blhd"])
-def test_the_references_values(any_dtype, isa, layout, size, rotary, interleaved):
+def test_within_the_bound(any_dtype, isa, record, layout, size, rotary, interleaved):
     x = normal(2, 3, 5, size, dtype=any_dtype)
     length = x.shape[-3 if layout == "blhd" else -2]
-    for positions in (np.arange(length), np.arange(2 * length).reshape(2, length) * 7):
-        options = {"rotary_dim": rotary, "interleaved": interleaved, "layout": layout}
+    frequencies = 10000.0 ** (-np.arange(0, rotary, 2) / rotary)
+    options = {"rotary_dim": rotary, "interleaved": interleaved, "layout": layout}
+    for positions in (
+        np.arange(length),
+        np.arange(2 * length).reshape(2, length) * 7,
+        np.linspace(-3, 1e5, length),
+    ):
+        angles = positions[..., None] * frequencies
+        tables = np.cos(angles), np.sin(angles)
         for ours, theirs in (
             (cattn.rope, reference.rope),
             (cattn.rope_backward, reference.rope_backward),
         ):
             actual = ours(x, positions, **options)
             assert actual.dtype == any_dtype
-            assert actual.shape == x.shape
-            expected = theirs(np.asarray(x, np.float64), positions, **options)
-            assert close(actual, expected, np.abs(np.asarray(x, np.float64)).max(), any_dtype)
+            expected = theirs(x, positions, **options)
+            limit = bounds.rope_bound(x, *tables, of=theirs, **options)
+            record("rope", any_dtype, bounds.worst(actual, expected, limit, "rope"))
+            assert_same(actual[..., rotary:], x[..., rotary:])
 
 
 def test_tables(dtype):

@@ -10,14 +10,19 @@ import cattn
 pytestmark = pytest.mark.usefixtures("isa")
 
 
+def junk(dtype):
+    """What no result may depend on."""
+    return np.nan if dtype.kind in "fV" else 77
+
+
 def every_other_row(a):
-    wide = np.full((*a.shape[:-2], 2 * a.shape[-2] + 1, a.shape[-1]), np.nan, a.dtype)
+    wide = np.full((*a.shape[:-2], 2 * a.shape[-2] + 1, a.shape[-1]), junk(a.dtype), a.dtype)
     wide[..., 1::2, :] = a
     return wide[..., 1::2, :]
 
 
 def padded_rows(a):
-    wide = np.full((*a.shape[:-1], a.shape[-1] + 3), np.nan, a.dtype)
+    wide = np.full((*a.shape[:-1], a.shape[-1] + 3), junk(a.dtype), a.dtype)
     wide[..., 1:-2] = a
     return wide[..., 1:-2]
 
@@ -111,6 +116,35 @@ def test_views_of_every_argument(dtype, view):
             inputs = {n: changed[n] for n in ("q", "k", "v", "bias", "mask")}
             assert_same(tuple(cattn.attention(**inputs, **flags)), tuple(expected))
         assert_same(tuple(cattn.attention_backward(**changed, grads=grads)), tuple(gradients))
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
+def test_views_of_parameters_lengths_and_tangents(any_dtype, view):
+    case = Case(
+        37, 70, 10, 7, hq=4, hkv=2, batch=(2, 2), window=(40, 9), alibi="entry", lengths=True,
+        offsets=True,
+    )  # fmt: skip
+    q, k, v, options, *_ = problem(case, any_dtype)
+    arrays = {"q": q, "k": k, "v": v, "dq": 2 * q, "dk": 3 * k, "dv": 5 * v}
+    arrays |= {name: o for name, o in options.items() if isinstance(o, np.ndarray)}
+    expected = cattn.attention_jvp(**arrays, window=(40, 9))
+    for name, array in arrays.items():
+        if view in (reversed_heads, heads_inside) and array.ndim < 3:
+            continue
+        if view is big_endian and any_dtype.name == "bfloat16" and array.dtype == any_dtype:
+            continue  # it has one byte order only
+        changed = {**arrays, name: view(array)}
+        assert_same(cattn.attention_jvp(**changed, window=(40, 9)), expected)
+
+
+def test_views_of_sinks(any_dtype):
+    q, k, v = normal(4, 9, 8, dtype=any_dtype, count=3)
+    sinks = normal(4, dtype=any_dtype)
+    expected = cattn.attention(q, k, v, sinks=sinks)
+    for one in (sinks[::-1].copy()[::-1], np.repeat(sinks, 3)[::3], off_by_one_byte(sinks)):
+        assert_same(cattn.attention(q, k, v, sinks=one), expected)
+    same = np.broadcast_to(sinks[:1], (4,))
+    assert_same(cattn.attention(q, k, v, sinks=same), cattn.attention(q, k, v, sinks=same.copy()))
 
 
 def test_broadcast_views(dtype):

@@ -1,0 +1,140 @@
+"""float16 and bfloat16: what float32 gives for the same numbers, rounded once, to the last bit."""
+
+import numpy as np
+import pytest
+from cases import Case, problem, tangent, wanted
+from support import assert_same, normal
+
+import cattn
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+CASES = [
+    Case(49, 65, 8, 6, hq=4, hkv=2, batch=(2,)),
+    Case(97, 260, 33, 17, causal=True, layout="blhd"),
+    Case(20, 130, 8, 16, hq=2, batch=(2,), bias=(2, 1, 20, 130), softcap=2.0, sinks=True),
+    Case(49, 130, 5, 9, hq=2, batch=(2,), mask=(49, 130), alibi="head", lengths=True, dropout=0.3),
+]
+
+
+def wide(x, half):
+    return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype == half else x
+
+
+def narrow(x, half):
+    return None if x is None else x.astype(half)
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_float32_rounded_once(half, case):
+    q, k, v, options, dout, dlse = problem(case, half)
+    same = {name: wide(option, half) for name, option in options.items()}
+    in_float32 = [wide(a, half) for a in (q, k, v)]
+    flags = {"return_lse": True, "return_weights": True}
+    actual = cattn.attention(q, k, v, **options, **flags)
+    expected = cattn.attention(*in_float32, **same, **flags)
+    assert_same(actual.out, narrow(expected.out, half))
+    assert_same(actual.lse, expected.lse)
+    assert_same(actual.weights, narrow(expected.weights, half))
+
+    more = {"dlse": dlse, "grads": wanted(options)}
+    gradients = cattn.attention_backward(dout, q, k, v, *actual[:2], **more, **options)
+    expected = cattn.attention_backward(
+        wide(dout, half), *in_float32, wide(actual.out, half), actual.lse, **more, **same
+    )
+    for one, other in zip(gradients, expected, strict=True):
+        assert_same(one, narrow(other, half))
+
+    moves = tangent(case, half).moves
+    expected = cattn.attention_jvp(*in_float32, *(wide(m, half) for m in moves), **same)
+    for one, other in zip(cattn.attention_jvp(q, k, v, *moves, **options), expected, strict=True):
+        assert_same(one, narrow(other, half))
+
+
+@pytest.mark.parametrize(("q_shape", "k_shape"), [
+    ((3, 1, 4, 20, 8), (2, 2, 30, 8)),
+    ((20, 8), (3, 1, 30, 8)),
+    ((2, 4, 20, 8), (30, 8)),
+])  # fmt: skip
+def test_gradients_of_broadcast_inputs_are_rounded_once(half, q_shape, k_shape):
+    """Summed in float32 over the axes that were broadcast, then rounded."""
+    q, k = (normal(*shape, dtype=half, seed=len(shape)) for shape in (q_shape, k_shape))
+    v = normal(*k_shape, dtype=half, seed=9)
+    out, lse, _ = cattn.attention(q, k, v, return_lse=True)
+    dout = normal(*out.shape, dtype=half)
+    gradients = cattn.attention_backward(dout, q, k, v, out, lse)
+    expected = cattn.attention_backward(*(wide(a, half) for a in (dout, q, k, v, out)), lse)
+    for one, other, of in zip(gradients[:3], expected[:3], (q, k, v), strict=True):
+        assert one.shape == of.shape
+        assert_same(one, narrow(other, half))
+
+
+def test_every_number_comes_through(half):
+    """A softmax over one key copies its value: all 65,536 of them, NaN and subnormals included."""
+    v = np.arange(2**16, dtype=np.uint16).view(half).reshape(1, 1, 256, 256)
+    q = np.zeros((256, 1, 1, 4), half)
+    for values, count in ((v.reshape(256, 1, 1, 256), 256), (v.reshape(4096, 1, 1, 16), 4096)):
+        queries = np.broadcast_to(q[:1], (count, 1, 1, 4))
+        out = cattn.attention(queries, queries, values)
+        with np.errstate(invalid="ignore"):  # some NaN are signalling
+            nan = np.isnan(values)
+            np.testing.assert_array_equal(np.isnan(out), nan)
+        assert_same(out[~nan], values[~nan])
+
+
+@pytest.mark.parametrize("width", [1, 5, 8, 33])
+def test_rounding_to_nearest_with_ties_to_even(half, width):
+    """Means of two neighbours are ties; dk and dv of float32 numbers in between are not."""
+    digits = 10 if half == np.float16 else 7
+    bits = np.random.default_rng(0).integers(0, 2 ** (digits + 3), (300, width)).astype(np.uint16)
+    bits += np.uint16(1 << digits)
+    one, next_one = bits.view(half), (bits + np.uint16(1)).view(half)
+    values = np.stack([one, next_one], axis=1)  # two keys that weigh the same
+    q = np.zeros((300, 1, 2), half)
+    out = cattn.attention(q[:, None], np.zeros((300, 1, 2, 2), half), values[:, None])[:, 0, 0]
+    middle = (one.astype(np.float64) + next_one.astype(np.float64)) / 2
+    assert_same(out, middle.astype(half))
+    even = np.where(bits % 2 == 0, one, next_one)
+    assert_same(out, even.astype(half))
+
+
+def test_overflow_is_infinity():
+    """A gradient beyond 65504 is infinite in float16, as a conversion of float32 would be."""
+    q = np.full((1, 4, 2), 100, np.float16)
+    dout = np.full((1, 4, 2), 60000, np.float16)
+    out, lse, _ = cattn.attention(q, q, q, return_lse=True)
+    dv = cattn.attention_backward(dout, q, q[:, :1], q[:, :1], out, lse * 0, scale=0.0).dv
+    assert (dv == np.inf).all()
+
+
+def test_small_numbers_are_not_flushed(half):
+    """Subnormal values of the half type survive, and so do sums of them."""
+    smallest = np.array([1], np.uint16).view(half)
+    v = np.broadcast_to(smallest, (1, 3, 8)).copy()
+    q = np.zeros((1, 5, 4), half)
+    out = cattn.attention(q, np.zeros((1, 3, 4), half), v)
+    assert_same(out, np.broadcast_to(smallest, (1, 5, 8)).astype(half))
+    dout = np.broadcast_to(smallest, (1, 6, 8)).copy()
+    lse = np.zeros((1, 6), np.float32)  # every weight is 1: the sum of six
+    zero = np.zeros((1, 6, 8), half)
+    dv = cattn.attention_backward(
+        dout, zero[..., :4], np.zeros((1, 3, 4), half), v, zero, lse, grads=["v"]
+    ).dv
+    assert_same(dv, np.full((1, 3, 8), 6, np.uint16).view(half))
+
+
+def test_dtypes_beside_half(half):
+    """Bias, sinks and slopes are of the half type or float32; lse and its gradient float32."""
+    q, k, v, dout = normal(2, 9, 8, dtype=half, count=4)
+    numbers = {"bias": normal(9, 9), "sinks": normal(2), "alibi_slopes": normal(2)}
+    for name, number in numbers.items():
+        number = number.astype(half)
+        one = cattn.attention(q, k, v, **{name: number})
+        assert_same(cattn.attention(q, k, v, **{name: number.astype(np.float32)}), one)
+        with pytest.raises(TypeError, match=rf"^{name}: dtype float64.*float32"):
+            cattn.attention(q, k, v, **{name: number.astype(np.float64)})
+    out, lse, _ = cattn.attention(q, k, v, return_lse=True)
+    with pytest.raises(TypeError, match=rf"^lse: dtype {half}, expected float32"):
+        cattn.attention_backward(dout, q, k, v, out, lse.astype(half))
+    with pytest.raises(TypeError, match=r"^k: dtype float32"):
+        cattn.attention(q, k.astype(np.float32), v)
