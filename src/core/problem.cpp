@@ -238,19 +238,9 @@ struct Problem::Reader {
     require(name, a);
     check_dtype(name, a, o.dtype, " like q");
     check_array(name, a, 2);
-    check_same_shape(name, a, of, like);
+    check_same_shape(name, a, of, like, o.blhd);
     return shared_by_sequences(input(name, a));
   }
-  void check_same_shape(const char* name, const cattn_array& a, const char* of,
-                        const cattn_array& like) const {
-    bool same = a.ndim == like.ndim;
-    for (int i = 0; same && i < a.ndim; ++i) same = a.shape[i] == like.shape[i];
-    if (!same) {
-      value_error(std::string(name) + ": shape " + shown(a) + ", expected " + of + "'s " +
-                  shown(like));
-    }
-  }
-
   // ---- mask and bias ----
 
   // Right-aligned broadcast to (..., Hq, Lq, Lk).
@@ -282,7 +272,8 @@ struct Problem::Reader {
     if (backward && given(p.dbias)) {
       if (!given(p.bias)) value_error("dbias: there is no bias to differentiate");
       check_dtype("dbias", p.dbias, p.bias.dtype, " like bias");
-      check_plain_same_shape("dbias", p.dbias, "bias", p.bias);
+      check_array("dbias", p.dbias, 0);
+      check_same_shape("dbias", p.dbias, "bias", p.bias, false);
       o.dbias_array = p.dbias;
       o.dbias = plane("dbias", p.dbias);
       o.bias_cols_broadcast = axis(p.bias, 1) == 1;
@@ -293,15 +284,6 @@ struct Problem::Reader {
   void check_parameter_dtype(const char* name, const cattn_array& a) const {
     if (a.dtype != CATTN_FLOAT32) check_dtype(name, a, o.dtype, " like q, or float32");
   }
-  static void check_plain_same_shape(const char* name, const cattn_array& a, const char* of,
-                                     const cattn_array& like) {
-    bool same = a.ndim == like.ndim;
-    for (int i = 0; same && i < a.ndim; ++i) same = a.shape[i] == like.shape[i];
-    if (!same) {
-      value_error(described(name, a) + ", expected " + of + "'s " + shape_text(like));
-    }
-  }
-
   // ---- options ----
 
   void read_options(bool backward) {
@@ -387,7 +369,7 @@ struct Problem::Reader {
       if (!given(p.sinks)) value_error("dsinks: there are no sinks to differentiate");
       check_dtype("dsinks", p.dsinks, p.sinks.dtype, " like sinks");
       check_array("dsinks", p.dsinks, 1);
-      check_plain_same_shape("dsinks", p.dsinks, "sinks", p.sinks);
+      check_same_shape("dsinks", p.dsinks, "sinks", p.sinks, false);
       o.dsinks_array = p.dsinks;
     }
     o.dropout = dropout_of(p.dropout, p.seed);
@@ -404,9 +386,20 @@ struct Problem::Reader {
     if (!given(a)) value_error(std::string(name) + ": is required");
   }
   // A shape as the caller gave it.
-  std::string shown(cattn_array a) const {
-    if (o.blhd) exchange_layout(a);
+  std::string shown(cattn_array a, bool exchanged) const {
+    if (exchanged) exchange_layout(a);
     return shape_text(a);
+  }
+  std::string shown(const cattn_array& a) const { return shown(a, o.blhd); }
+  // `exchanged`: the arrays have the caller's layout and were brought into (..., H, L, D).
+  void check_same_shape(const char* name, const cattn_array& a, const char* of,
+                        const cattn_array& like, bool exchanged) const {
+    bool same = a.ndim == like.ndim;
+    for (int i = 0; same && i < a.ndim; ++i) same = a.shape[i] == like.shape[i];
+    if (!same) {
+      value_error(std::string(name) + ": shape " + shown(a, exchanged) + ", expected " + of +
+                  "'s " + shown(like, exchanged));
+    }
   }
 
   Problem& o;
