@@ -9,7 +9,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 SOURCES := $(shell find src cmake cattn -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo learn test test-python test-native test-asan test-tsan test-neon lint format \
+.PHONY: help demo learn test test-python torch test-native test-asan test-tsan test-neon lint format \
 	bench bench-peers wheel clean
 
 help: ## list the targets
@@ -34,6 +34,9 @@ test: test-native test-python ## build and run every test
 
 test-python: $(VENV)/.installed
 	$(BIN)/pytest
+
+torch: $(VENV)/.installed ## install PyTorch: the tests then hold results against it too
+	$(BIN)/python -m pip install --quiet torch==2.13.0
 
 test-native: $(BIN)/python
 	$(MAKE) --no-print-directory preset PRESET=dev

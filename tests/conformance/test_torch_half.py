@@ -1,12 +1,12 @@
 """Half types: the error against float64 is no larger than PyTorch's on the same inputs."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import cattn
 from cattn import reference
 
+ml_dtypes = pytest.importorskip("ml_dtypes")
 torch = pytest.importorskip("torch")
 
 TYPES = {
