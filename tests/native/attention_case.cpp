@@ -53,7 +53,12 @@ std::map<std::string, std::map<std::string, double>> g_worst_ratios;
 
 template <class T>
 const char* dtype_name() {
-  return sizeof(T) == 4 ? "float32" : "float64";
+  switch (kDtype<T>) {
+    case CATTN_FLOAT64: return "float64";
+    case CATTN_FLOAT16: return "float16";
+    case CATTN_BFLOAT16: return "bfloat16";
+    default: return "float32";
+  }
 }
 
 void run_std_threads(void*, int32_t threads, void (*work)(void*, int32_t), void* argument) {
@@ -94,6 +99,14 @@ std::string Case::text() const {
   if (causal) text += " causal";
   if (!offsets.empty()) text += " offset " + std::to_string(offsets.front());
   if (scale) text += " scale " + std::to_string(*scale);
+  if (window_left >= 0 || window_right >= 0) {
+    text += " window " + std::to_string(window_left) + "," + std::to_string(window_right);
+  }
+  if (softcap != 0) text += " softcap " + std::to_string(softcap);
+  if (slopes) text += " slopes " + shape_text(*slopes);
+  if (sinks) text += " sinks";
+  if (!lengths.empty()) text += " lengths " + std::to_string(lengths.front());
+  if (dropout != 0) text += " dropout " + std::to_string(dropout);
   if (nonfinite > 0) text += " nonfinite";
   if (dlse) text += " dlse";
   return text + " threads " + std::to_string(threads) + " seed " + std::to_string(seed);
@@ -106,10 +119,13 @@ bool same_bits(const Outputs<T>& a, const Outputs<T>& b) {
   };
   return same(a.out, b.out) && same(a.lse, b.lse) && same(a.weights, b.weights) &&
          same(a.dq, b.dq) && same(a.dk, b.dk) && same(a.dv, b.dv) && same(a.dbias, b.dbias) &&
-         same(a.dbias_float32, b.dbias_float32);
+         same(a.dbias_float32, b.dbias_float32) && same(a.dsinks, b.dsinks) &&
+         same(a.jvp_out, b.jvp_out) && same(a.out_tangent, b.out_tangent);
 }
 template bool same_bits(const Outputs<float>&, const Outputs<float>&);
 template bool same_bits(const Outputs<double>&, const Outputs<double>&);
+template bool same_bits(const Outputs<Half>&, const Outputs<Half>&);
+template bool same_bits(const Outputs<Brain>&, const Outputs<Brain>&);
 
 template <class T>
 Attention<T>::Attention(const Case& c) : c_(c) {
@@ -130,30 +146,33 @@ Shape Attention<T>::outer(Index heads, Index rows, Index cols, const Shape& batc
 template <class T>
 void Attention<T>::make_inputs() {
   Random random(c_.seed);
-  const auto uniform = [&](Shape shape, LastAxis last, double size) {
-    Tensor<T> t(std::move(shape), c_.layout, last, placement(static_cast<int>(c_.seed)));
-    for (Index i = 0; i < t.size(); ++i) t[i] = static_cast<T>(size * random.symmetric());
-    return t;
+  const auto uniform = [&]<class Element>(Tensor<Element>& t, Shape shape, LastAxis last,
+                                          double size) {
+    t = Tensor<Element>(std::move(shape), c_.layout, last, placement(static_cast<int>(c_.seed)));
+    for (Index i = 0; i < t.size(); ++i) t[i] = static_cast<Element>(size * random.symmetric());
   };
   const auto matrix = [&](const Shape& batch, Index heads, Index rows, Index cols, double size) {
-    return uniform(outer(heads, rows, cols, batch), LastAxis::contiguous, size);
+    Tensor<T> t;
+    uniform(t, outer(heads, rows, cols, batch), LastAxis::contiguous, size);
+    return t;
   };
   q_ = matrix(c_.batch_q, c_.heads_q, c_.rows, c_.head_dim, c_.size);
   k_ = matrix(c_.batch_k, c_.heads_kv, c_.keys, c_.head_dim, c_.size);
   v_ = matrix(c_.batch_v, c_.heads_kv, c_.keys, c_.value_dim, 1);
   dout_ = matrix(c_.batch(), c_.heads_q, c_.rows, c_.value_dim, 1);
   if (c_.dlse) {
-    dlse_ = uniform(outer(c_.heads_q, c_.rows, -1, c_.batch()), LastAxis::any, 1);
+    uniform(dlse_, outer(c_.heads_q, c_.rows, -1, c_.batch()), LastAxis::any, 1);
   }
   if (c_.nonfinite > 0) {
     // A NaN or infinity of q or k would make scores infinite: there only NaN.
     const auto spoil = [&](Tensor<T>& t, bool infinities) {
-      constexpr T kInfinity = std::numeric_limits<T>::infinity();
-      const T values[] = {std::numeric_limits<T>::quiet_NaN(), kInfinity, -kInfinity};
+      constexpr double kInfinity = std::numeric_limits<double>::infinity();
+      const double values[] = {std::numeric_limits<double>::quiet_NaN(), kInfinity, -kInfinity};
       const Index cols = t.shape().back();
       for (Index row = 0; row < t.size() / cols; ++row) {
         if (!random.chance(c_.nonfinite)) continue;
-        t[row * cols + random.below(cols)] = values[infinities ? random.below(3) : 0];
+        const double value = values[infinities ? random.below(3) : 0];
+        t[row * cols + random.below(cols)] = static_cast<T>(value);
       }
     };
     spoil(q_, false);
@@ -173,8 +192,9 @@ void Attention<T>::make_inputs() {
     const auto fill = [&]<class Bias>(Tensor<Bias>& t) {
       t = Tensor<Bias>(*c_.bias, c_.layout, LastAxis::any, placement(static_cast<int>(c_.seed)));
       for (Index i = 0; i < t.size(); ++i) {
-        t[i] = random.chance(c_.bias_infinities) ? -std::numeric_limits<Bias>::infinity()
-                                                 : static_cast<Bias>(2 * random.symmetric());
+        t[i] = static_cast<Bias>(random.chance(c_.bias_infinities)
+                                     ? -std::numeric_limits<double>::infinity()
+                                     : 2 * random.symmetric());
       }
     };
     if (c_.bias_is_float32) {
@@ -189,6 +209,24 @@ void Attention<T>::make_inputs() {
     for (Index i = 0; i < offset_.size(); ++i) {
       offset_[i] = c_.offsets[static_cast<size_t>(i) % c_.offsets.size()];
     }
+  }
+  if (c_.slopes) uniform(slopes_, *c_.slopes, LastAxis::any, 0.5);
+  if (c_.sinks) {
+    uniform(sinks_, {c_.heads_q}, LastAxis::any, 3);
+    if (c_.heads_q > 1 && c_.nonfinite == 0)
+      sinks_[0] = static_cast<T>(-std::numeric_limits<double>::infinity());
+  }
+  if (!c_.lengths.empty()) {
+    lengths_ =
+        Tensor<int64_t>(c_.batch(), c_.layout, LastAxis::any, placement(static_cast<int>(c_.seed)));
+    for (Index i = 0; i < lengths_.size(); ++i) {
+      lengths_[i] = c_.lengths[static_cast<size_t>(i) % c_.lengths.size()];
+    }
+  }
+  if (c_.tangents) {
+    q_move_ = matrix(c_.batch_q, c_.heads_q, c_.rows, c_.head_dim, 1);
+    k_move_ = matrix(c_.batch_k, c_.heads_kv, c_.keys, c_.head_dim, 1);
+    v_move_ = matrix(c_.batch_v, c_.heads_kv, c_.keys, c_.value_dim, 1);
   }
 }
 
@@ -216,6 +254,20 @@ void Attention<T>::make_reference() {
   p.causal = c_.causal;
   if (offset_.given()) p.causal_offset = offset_.template expanded<int64_t>(batch);
   p.scale = c_.scale ? *c_.scale : 1 / std::sqrt(static_cast<double>(c_.head_dim));
+  p.window_left = c_.window_left;
+  p.window_right = c_.window_right;
+  p.softcap = c_.softcap;
+  if (slopes_.given()) p.slopes = slopes_.template expanded<double>(c_.with_batch({c_.heads_q}));
+  if (sinks_.given()) p.sinks = sinks_.template expanded<double>({c_.heads_q});
+  if (lengths_.given()) p.kv_lengths = lengths_.template expanded<int64_t>(batch);
+  if (c_.dropout != 0) {
+    const Tensor<uint8_t> kept(c_.with_batch({c_.heads_q, c_.rows, c_.keys}), Layout::contiguous,
+                               LastAxis::contiguous, placement(static_cast<int>(c_.seed)));
+    const cattn_array mask = kept.array();
+    check(cattn_dropout_mask(c_.dropout, c_.seed, &mask) == CATTN_OK, "cattn_dropout_mask");
+    p.dropout = c_.dropout;
+    p.kept = kept.template expanded<uint8_t>(kept.shape());
+  }
 
   const reference::Array dout = expanded(dout_, c_.heads_q, c_.rows, c_.value_dim);
   reference::Array dlse;
@@ -223,20 +275,37 @@ void Attention<T>::make_reference() {
   expected_ = reference::forward(p);
   gradients_ = reference::backward(p, expected_, dout, dlse);
   bounds_ = bounds(p, expected_, dout, dlse, precision<T>());
+  if (c_.tangents) {
+    const reference::Array dq = expanded(q_move_, c_.heads_q, c_.rows, c_.head_dim);
+    const reference::Array dk = expanded(k_move_, c_.heads_kv, c_.keys, c_.head_dim);
+    const reference::Array dv = expanded(v_move_, c_.heads_kv, c_.keys, c_.value_dim);
+    tangent_ = reference::tangent(p, expected_, dq, dk, dv);
+    tangent_bound_ = tangent_bound(p, expected_, dq, dk, dv, bounds_.out, precision<T>());
+    add_last_rounding(tangent_bound_, tangent_, precision<T>());
+  }
+  add_last_rounding(bounds_.out, expected_.out, precision<T>());
+  add_last_rounding(bounds_.weights, expected_.weights, precision<T>());
+  add_last_rounding(bounds_.dq, gradients_.dq, precision<T>());
+  add_last_rounding(bounds_.dk, gradients_.dk, precision<T>());
+  add_last_rounding(bounds_.dv, gradients_.dv, precision<T>());
+  add_last_rounding(bounds_.dsinks, gradients_.dsinks, precision<T>());
 }
 
 template <class T>
 Outputs<T> Attention<T>::make_outputs() const {
   const Layout layout = c_.layout == Layout::repeated ? Layout::contiguous : c_.layout;
-  const auto make = [&](Shape shape, LastAxis last) {
-    return Tensor<T>(std::move(shape), layout, last, placement(static_cast<int>(c_.seed) + 1));
+  const auto make = [&]<class Element = T>(Shape shape, LastAxis last, Element = {}) {
+    return Tensor<Element>(std::move(shape), layout, last,
+                           placement(static_cast<int>(c_.seed) + 1));
   };
   const auto matrix = [&](Index heads, Index rows, Index cols) {
     return make(outer(heads, rows, cols, c_.batch()), LastAxis::contiguous);
   };
   Outputs<T> o;
   o.out = matrix(c_.heads_q, c_.rows, c_.value_dim);
-  if (c_.lse) o.lse = make(outer(c_.heads_q, c_.rows, -1, c_.batch()), LastAxis::any);
+  if (c_.lse) {
+    o.lse = make(outer(c_.heads_q, c_.rows, -1, c_.batch()), LastAxis::any, Wide<T>{});
+  }
   if (c_.weights) o.weights = matrix(c_.heads_q, c_.rows, c_.keys);
   if (c_.dq) o.dq = matrix(c_.heads_q, c_.rows, c_.head_dim);
   if (c_.dk) o.dk = matrix(c_.heads_kv, c_.keys, c_.head_dim);
@@ -244,6 +313,11 @@ Outputs<T> Attention<T>::make_outputs() const {
   if (c_.dbias && bias_.given()) o.dbias = make(*c_.bias, LastAxis::any);
   if (c_.dbias && bias_float32_.given()) {
     o.dbias_float32 = Tensor<float>(*c_.bias, layout, LastAxis::any, Placement::heap);
+  }
+  if (c_.dsinks) o.dsinks = make({c_.heads_q}, LastAxis::any);
+  if (c_.tangents) {
+    o.jvp_out = matrix(c_.heads_q, c_.rows, c_.value_dim);
+    o.out_tangent = matrix(c_.heads_q, c_.rows, c_.value_dim);
   }
   return o;
 }
@@ -259,6 +333,17 @@ cattn_attention Attention<T>::problem(const Outputs<T>& o, const Run& run) const
     p.scale = *c_.scale;
   }
   if (c_.causal) p.flags |= CATTN_CAUSAL;
+  if (c_.softcap != 0) {
+    p.flags |= CATTN_HAS_SOFTCAP;
+    p.softcap = c_.softcap;
+  }
+  p.window_left = c_.window_left;
+  p.window_right = c_.window_right;
+  p.dropout = c_.dropout;
+  p.seed = c_.seed;
+  p.alibi_slopes = slopes_.array();
+  p.sinks = sinks_.array();
+  p.kv_lengths = lengths_.array();
   p.q = q_.array();
   p.k = k_.array();
   p.v = v_.array();
@@ -274,6 +359,11 @@ cattn_attention Attention<T>::problem(const Outputs<T>& o, const Run& run) const
   p.dk = o.dk.array();
   p.dv = o.dv.array();
   p.dbias = c_.bias_is_float32 ? o.dbias_float32.array() : o.dbias.array();
+  p.dsinks = o.dsinks.array();
+  p.q_tangent = q_move_.array();
+  p.k_tangent = k_move_.array();
+  p.v_tangent = v_move_.array();
+  p.out_tangent = o.out_tangent.array();
   return p;
 }
 
@@ -281,7 +371,11 @@ template <class T>
 bool Attention<T>::compute_into(Outputs<T>& o, const Run& run) const {
   const cattn_attention p = problem(o, run);
   if (cattn_attention_forward(&p) != CATTN_OK) return false;
-  return !c_.lse || cattn_attention_backward(&p) == CATTN_OK;
+  if (c_.lse && cattn_attention_backward(&p) != CATTN_OK) return false;
+  if (!c_.tangents) return true;
+  cattn_attention jvp = p;
+  jvp.out = o.jvp_out.array();
+  return cattn_attention_jvp(&jvp) == CATTN_OK;
 }
 
 template <class T>
@@ -305,10 +399,15 @@ void Attention<T>::compare(const Outputs<T>& o, const std::string& name) const {
   compare_one("out", o.out, expected_.out, bounds_.out);
   compare_one("lse", o.lse, expected_.lse, bounds_.lse);
   compare_one("weights", o.weights, expected_.weights, bounds_.weights);
+  if (c_.tangents) {
+    compare_one("jvp", o.out_tangent, tangent_, tangent_bound_);
+    check(o.jvp_out.same_bits(o.out), name + " " + c_.text() + ": forward mode has another out");
+  }
   if (!c_.lse) return;
   compare_one("dq", o.dq, gradients_.dq, bounds_.dq);
   compare_one("dk", o.dk, gradients_.dk, bounds_.dk);
   compare_one("dv", o.dv, gradients_.dv, bounds_.dv);
+  compare_one("dsinks", o.dsinks, gradients_.dsinks, bounds_.dsinks);
   if (c_.bias && c_.dbias) {
     const Shape full = c_.with_batch({c_.heads_q, c_.rows, c_.keys});
     const Reduced expected = reduce(gradients_.dbias, full, *c_.bias);
@@ -318,6 +417,7 @@ void Attention<T>::compare(const Outputs<T>& o, const std::string& name) const {
       bound[i] += expected.terms * precision<T>().u * size[i];
       if (c_.bias_is_float32) bound[i] += precision<float>().u * std::abs(expected.sum[i]);
     }
+    if (!c_.bias_is_float32) add_last_rounding(bound, expected.sum, precision<T>());
     compare_one("dbias", o.dbias, expected.sum, bound);
     // Rounded to float32 at the end, whatever the problem is.
     compare_one("dbias32", o.dbias_float32, expected.sum, bound);
@@ -326,6 +426,8 @@ void Attention<T>::compare(const Outputs<T>& o, const std::string& name) const {
 
 template class Attention<float>;
 template class Attention<double>;
+template class Attention<Half>;
+template class Attention<Brain>;
 
 void print_worst_ratios() {
   for (const auto& [name, outputs] : g_worst_ratios) {
@@ -358,6 +460,12 @@ void run_case_as(const Case& c) {
 void run_case(const Case& c) {
   run_case_as<float>(c);
   run_case_as<double>(c);
+}
+
+void run_case_in_every_dtype(const Case& c) {
+  run_case(c);
+  run_case_as<Half>(c);
+  run_case_as<Brain>(c);
 }
 
 const cattn_executor& thread_executor() {

@@ -43,10 +43,17 @@ struct Case {
   std::optional<Shape> offset_shape;
   std::vector<int64_t> offsets;  // filled into it in turn
   std::optional<double> scale;
+  Index window_left = -1, window_right = -1;
+  double softcap = 0;            // 0: none
+  std::optional<Shape> slopes;   // their shape
+  bool sinks = false;            // the first of them is -inf
+  std::vector<int64_t> lengths;  // one per batch entry, in turn; empty: none
+  double dropout = 0;
 
   double nonfinite = 0;  // share of the rows of q, k, v, dout that hold a NaN or an infinity
   bool lse = true, weights = false, dlse = false;
-  bool dq = true, dk = true, dv = true, dbias = false;
+  bool dq = true, dk = true, dv = true, dbias = false, dsinks = false;
+  bool tangents = false;
   int32_t threads = 1;
   uint64_t seed = 1;
 
@@ -63,8 +70,10 @@ struct Run {
 
 template <class T>
 struct Outputs {
-  Tensor<T> out, lse, weights, dq, dk, dv;
-  Tensor<T> dbias;
+  Tensor<T> out, weights, dq, dk, dv;
+  Tensor<Wide<T>> lse;
+  Tensor<T> dbias, dsinks;
+  Tensor<T> jvp_out, out_tangent;
   Tensor<float> dbias_float32;
 };
 
@@ -92,13 +101,16 @@ class Attention {
   Shape outer(Index heads, Index rows, Index cols, const Shape& batch) const;
 
   Case c_;
-  Tensor<T> q_, k_, v_, dout_, dlse_, bias_;
+  Tensor<T> q_, k_, v_, dout_, bias_, slopes_, sinks_;
+  Tensor<T> q_move_, k_move_, v_move_;
+  Tensor<Wide<T>> dlse_;
   Tensor<float> bias_float32_;
   Tensor<uint8_t> mask_;
-  Tensor<int64_t> offset_;
+  Tensor<int64_t> offset_, lengths_;
 
   reference::Result expected_;
   reference::Gradients gradients_;
+  reference::Array tangent_, tangent_bound_;
   Bounds bounds_;
 };
 
@@ -108,8 +120,9 @@ void print_worst_ratios();
 // The instruction sets that run here.
 std::vector<std::string> available_isas();
 
-// Runs a case on every instruction set in both dtypes.
+// Runs a case on every instruction set in float32 and float64, or in all dtypes.
 void run_case(const Case& c);
+void run_case_in_every_dtype(const Case& c);
 
 // Teams of std::threads; tasks serially, the last first.
 const cattn_executor& thread_executor();

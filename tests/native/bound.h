@@ -12,9 +12,22 @@
 // D + 8: D rounded products of a score, then scale, bias, the change of base and the subtraction of
 // the maximum. Lk + 32: the sum of the weights, the exponential, the division. Every sum of n terms
 // adds n u of its terms' sizes.
+//
+// A softcap costs 18 roundings more of a score, ALiBi 4 and |slope| |distance| in M_i, a sink
+// |sink| in M_i and one more term (Lk + 40); dropout multiplies w on its way to the values by a
+// factor R, in two roundings. The slope 1 - tanh^2 of a softcap is off by
+//
+//   theta = n_s u |scale| sum_d |q_id k_jd| / softcap + 36 u      with n_s = D + 26,
+//
+// which dq and dk add to sigma. Forward mode: ds = scale slope (dq . k + q . dk), of magnitude
+// T_ij, is off by eps = n_s u T_ij + theta T_ij, and w ds by omega T_ij + w (eps + 4 u T_ij).
+//
+// Half types are computed in float32 and rounded once, which adds half an ulp; so does `out` to
+// dw - delta, as the backward reads the rounded one.
 #pragma once
 #include <string>
 
+#include "half.h"
 #include "reference/reference.h"
 
 namespace cattn::test {
@@ -22,19 +35,38 @@ namespace cattn::test {
 struct Precision {
   double u;     // unit roundoff of the kernel plus that of the reference
   double tiny;  // the smallest normal number
+  // The rounding of results to a half type: its unit roundoff and half its smallest number.
+  double half_u = 0, half_tiny = 0;
+
+  double last_rounding(double value) const { return half_u * value + half_tiny; }
 };
 template <class T>
 Precision precision();
+template <>
+Precision precision<Half>();
+template <>
+Precision precision<Brain>();
 
 struct Bounds {
   reference::Array out, lse, weights;
   reference::Array dq, dk, dv;
   // For the gradient of a bias, which sums n of them: sum of dscore + n u sum of dscore_size.
   reference::Array dscore, dscore_size;
+  reference::Array dsinks;
 };
 
 Bounds bounds(const reference::Problem& p, const reference::Result& result,
               const reference::Array& dout, const reference::Array& dlse, Precision precision);
+
+// Of the tangent of out; `of_out` is the bound of out.
+reference::Array tangent_bound(const reference::Problem& p, const reference::Result& result,
+                               const reference::Array& dq, const reference::Array& dk,
+                               const reference::Array& dv, const reference::Array& of_out,
+                               Precision precision);
+
+// Adds the last rounding of `expected` to a bound, where there is one.
+void add_last_rounding(reference::Array& bound, const reference::Array& expected,
+                       Precision precision);
 
 // The largest error over its bound; huge where one of the two is NaN or infinite and the other not.
 double largest_ratio(const reference::Array& got, const reference::Array& expected,

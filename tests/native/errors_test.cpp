@@ -252,6 +252,24 @@ void test_options() {
                 [](cattn_attention& p) { p.num_threads = -1; });
   forward_error("offset without causal", CATTN_ERROR_VALUE, "causal_offset",
                 [](cattn_attention& p) { p.flags = 0; });
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  for (const double softcap : {0.0, -1.0, kNaN, std::numeric_limits<double>::infinity()}) {
+    forward_error("softcap " + std::to_string(softcap), CATTN_ERROR_VALUE, "softcap: is",
+                  [&](cattn_attention& p) {
+                    p.flags |= CATTN_HAS_SOFTCAP;
+                    p.softcap = softcap;
+                  });
+  }
+  for (const double dropout : {-0.1, 1.0, kNaN}) {
+    forward_error("dropout " + std::to_string(dropout), CATTN_ERROR_VALUE, "dropout: is",
+                  [&](cattn_attention& p) { p.dropout = dropout; });
+  }
+  for (const int64_t side : {int64_t{-2}, std::numeric_limits<int64_t>::min()}) {
+    forward_error("a window of " + std::to_string(side), CATTN_ERROR_VALUE, "window: contains",
+                  [&](cattn_attention& p) { p.window_left = side; });
+    forward_error("a window of " + std::to_string(side), CATTN_ERROR_VALUE, "window: contains",
+                  [&](cattn_attention& p) { p.window_right = side; });
+  }
   forward_error("an option of another version", CATTN_ERROR_VALUE, "flags",
                 [](cattn_attention& p) { p.flags |= 1u << 31; });
   forward_error("a workspace that no machine has", CATTN_ERROR_MEMORY, "", [](cattn_attention& p) {
@@ -264,6 +282,150 @@ void test_options() {
     p.flags = 0;
     p.causal_offset.data = nullptr;
   });
+}
+
+// Parameters of heads and entries, given as these values of this shape.
+template <class T>
+class Parameter {
+ public:
+  Parameter(const Shape& shape, std::initializer_list<double> values)
+      : tensor_(shape, Layout::contiguous, LastAxis::any, placement(0)) {
+    for (Index i = 0; i < tensor_.size(); ++i) {
+      tensor_[i] = static_cast<T>(values.begin()[static_cast<size_t>(i) % values.size()]);
+    }
+  }
+  cattn_array array() const { return tensor_.array(); }
+
+ private:
+  Tensor<T> tensor_;
+};
+
+void test_parameters() {
+  const auto given = [](const char* what, cattn_status status, const char* fragment,
+                        cattn_array cattn_attention::* member, const cattn_array& array) {
+    forward_error(what, status, fragment, [&](cattn_attention& p) { p.*member = array; });
+  };
+  const Parameter<float> three({3}, {1}), matrix({2, 4}, {1}), wrong_entries({3, 4}, {1});
+  const Parameter<double> wide({4}, {1});
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  const Parameter<float> not_finite({4}, {1, 0, kNaN, 2});
+  const auto slopes = &cattn_attention::alibi_slopes, sinks = &cattn_attention::sinks;
+  given("slopes of 3 heads", CATTN_ERROR_VALUE, "alibi_slopes: shape (3,)", slopes, three.array());
+  given("slopes of 3 entries", CATTN_ERROR_VALUE, "alibi_slopes", slopes, wrong_entries.array());
+  given("slopes that are not finite", CATTN_ERROR_VALUE, "alibi_slopes: contains", slopes,
+        not_finite.array());
+  given("float64 slopes", CATTN_ERROR_TYPE, "alibi_slopes: dtype", slopes, wide.array());
+  given("sinks of 3 heads", CATTN_ERROR_VALUE, "sinks: shape (3,)", sinks, three.array());
+  given("sinks of entries", CATTN_ERROR_VALUE, "sinks: shape (2, 4)", sinks, matrix.array());
+  given("float64 sinks", CATTN_ERROR_TYPE, "sinks: dtype", sinks, wide.array());
+
+  const Parameter<int64_t> negative({2}, {5, -1}), too_long({2}, {6, 0}), of_three({3}, {1});
+  const auto lengths = &cattn_attention::kv_lengths;
+  given("a negative length", CATTN_ERROR_VALUE, "kv_lengths: contains -1", lengths,
+        negative.array());
+  given("a length of 6", CATTN_ERROR_VALUE, "kv_lengths: contains 6", lengths, too_long.array());
+  given("lengths of 3 entries", CATTN_ERROR_VALUE, "kv_lengths", lengths, of_three.array());
+  given("float lengths", CATTN_ERROR_TYPE, "kv_lengths: dtype", lengths, three.array());
+  given("cu_seqlens_q alone", CATTN_ERROR_VALUE, "", &cattn_attention::cu_seqlens_q,
+        of_three.array());
+
+  const Tensor<float> dsinks({4}, Layout::contiguous, LastAxis::any, placement(0));
+  backward_error("dsinks without sinks", CATTN_ERROR_VALUE, "dsinks",
+                 [&](cattn_attention& p) { p.dsinks = dsinks.array(); });
+}
+
+// q, k, v and out (5 rows, 2 heads, size 3) of packed sequences that start here and there.
+void test_packed() {
+  const Tensor<float> rows({5, 2, 3}, Layout::contiguous, LastAxis::contiguous, placement(0));
+  const auto error = [&](const std::string& what, const char* fragment,
+                         std::initializer_list<double> starts_q,
+                         std::initializer_list<double> starts_k, const Change& change = {}) {
+    const Parameter<int64_t> cu_q({static_cast<Index>(starts_q.size())}, starts_q);
+    const Parameter<int64_t> cu_k({static_cast<Index>(starts_k.size())}, starts_k);
+    cattn_attention p;
+    cattn_attention_init(&p);
+    p.q = p.k = p.v = p.out = rows.array();
+    p.cu_seqlens_q = cu_q.array();
+    p.cu_seqlens_k = cu_k.array();
+    if (change) change(p);
+    const bool refused = cattn_attention_forward(&p) == CATTN_ERROR_VALUE;
+    check(refused, what + " is an error");
+    const std::string message = refused ? cattn_error_message() : "";
+    check(message.find(fragment) != std::string::npos, what + ": '" + message + "'");
+  };
+  error("a start after 0", "cu_seqlens_q: element 0 is 1", {1, 5}, {0, 5});
+  error("a start before 0", "cu_seqlens_k: element 0 is -1", {0, 5}, {-1, 5});
+  error("starts that decrease", "cu_seqlens_k: element 2 is 2", {0, 1, 3, 5}, {0, 3, 2, 5});
+  error("an end past the rows", "cu_seqlens_q: element 1 is 6", {0, 6}, {0, 5});
+  error("an end before the rows", "cu_seqlens_k: element 1 is 4", {0, 5}, {0, 4});
+  error("an end far away", "cu_seqlens_k: element 1 is", {0, 5}, {0, 0x1p62});
+  error("other numbers of sequences", "cu_seqlens_k", {0, 5}, {0, 5, 5});
+  error("no sequences and rows", "cu_seqlens_q: element 0 is 0", {0}, {0});
+  error("no k starts", "cu_seqlens_k: is required", {0, 5}, {0, 5},
+        [](cattn_attention& p) { p.cu_seqlens_k.data = nullptr; });
+  error("two axes", "q: shape", {0, 5}, {0, 5}, [](cattn_attention& p) { p.q.ndim = 2; });
+  const Parameter<int64_t> lengths({1}, {5});
+  error("lengths as well", "kv_lengths", {0, 5}, {0, 5},
+        [&](cattn_attention& p) { p.kv_lengths = lengths.array(); });
+}
+
+void test_tangents() {
+  Good good;
+  check(cattn_attention_jvp(nullptr) == CATTN_ERROR_VALUE, "forward mode of no problem");
+  check(cattn_attention_jvp(&good.problem) == CATTN_ERROR_VALUE, "no tangents");
+  check(std::strstr(cattn_error_message(), "dq: is required") != nullptr, cattn_error_message());
+  Good other;
+  const auto with = [&](const char* fragment, const Change& change) {
+    cattn_attention p = good.problem;
+    p.q_tangent = other.problem.q;
+    p.k_tangent = other.problem.k;
+    p.v_tangent = other.problem.v;
+    p.out_tangent = other.problem.out;
+    change(p);
+    const bool refused = cattn_attention_jvp(&p) != CATTN_OK;
+    check(refused && std::strstr(cattn_error_message(), fragment) != nullptr,
+          std::string("forward mode: ") + cattn_error_message() + " is not about " + fragment);
+    check(good.outputs_untouched() && other.outputs_untouched(), "forward mode wrote something");
+  };
+  with("dq: shape", [](cattn_attention& p) { p.q_tangent.shape[2] = 2; });
+  with("dk: dtype", [](cattn_attention& p) { p.k_tangent.dtype = CATTN_FLOAT64; });
+  with("dv: shape", [](cattn_attention& p) { p.v_tangent = p.k; });
+  with("out_tangent: is required", [](cattn_attention& p) { p.out_tangent.data = nullptr; });
+  with("out_tangent", [](cattn_attention& p) { p.out_tangent.shape[3] = 6; });
+}
+
+void test_dropout_and_rope() {
+  const Tensor<uint8_t> kept({2, 3, 5}, Layout::contiguous, LastAxis::any, placement(0));
+  const cattn_array mask = kept.array();
+  check(cattn_dropout_mask(1, 0, &mask) == CATTN_ERROR_VALUE, "a mask that keeps nothing");
+  cattn_array wrong = mask;
+  wrong.dtype = CATTN_FLOAT32;
+  check(cattn_dropout_mask(0.5, 0, &wrong) == CATTN_ERROR_TYPE, "a float dropout mask");
+  check(kept[0] == Memory::kPoison, "a refused dropout mask was written");
+  check(cattn_dropout_mask(0.5, 0, &mask) == CATTN_OK && kept[29] <= 1, "a dropout mask");
+
+  const Tensor<float> x({2, 5, 6}, Layout::contiguous, LastAxis::contiguous, placement(0));
+  const Tensor<float> table({5, 3}, Layout::contiguous, LastAxis::contiguous, placement(1));
+  const auto rope = [&](const std::function<void(cattn_rope&)>& change) {
+    cattn_rope p;
+    cattn_rope_init(&p);
+    p.x = p.out = x.array();
+    p.cos = p.sin = table.array();
+    change(p);
+    return cattn_rope_apply(&p);
+  };
+  check(cattn_rope_apply(nullptr) == CATTN_ERROR_VALUE, "rope of no problem");
+  check(rope([](cattn_rope&) {}) == CATTN_OK, "rope in place");
+  check(rope([](cattn_rope& p) { p.struct_size = 8; }) == CATTN_ERROR_VALUE, "rope's version");
+  check(rope([](cattn_rope& p) { p.cos.data = nullptr; }) == CATTN_ERROR_VALUE, "rope, no cos");
+  check(rope([](cattn_rope& p) { p.x.dtype = CATTN_INT64; }) == CATTN_ERROR_TYPE, "integer rope");
+  check(rope([](cattn_rope& p) { p.x.dtype = p.out.dtype = CATTN_FLOAT64; }) == CATTN_ERROR_TYPE,
+        "float32 tables of float64");
+  check(rope([](cattn_rope& p) { p.cos.shape[0] = p.sin.shape[0] = 4; }) == CATTN_ERROR_VALUE,
+        "rope with 4 rows of tables for 5");
+  check(rope([](cattn_rope& p) { p.x.shape[2] = p.out.shape[2] = 5; }) == CATTN_ERROR_VALUE,
+        "rope with more pairs than features");
+  check(rope([](cattn_rope& p) { p.out.shape[1] = 4; }) == CATTN_ERROR_VALUE, "rope's output");
 }
 
 void test_settings() {
@@ -311,6 +473,10 @@ void test_errors() {
   test_dtypes();
   test_shapes();
   test_options();
+  test_parameters();
+  test_packed();
+  test_tangents();
+  test_dropout_and_rope();
   test_settings();
   test_described_shapes();
 }

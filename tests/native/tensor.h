@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cattn.h"
+#include "half.h"
 #include "memory.h"
 
 namespace cattn::test {
@@ -35,6 +36,8 @@ enum class LastAxis { contiguous, any };
 template <class T>
 constexpr int32_t kDtype = std::is_same_v<T, float>     ? CATTN_FLOAT32
                            : std::is_same_v<T, double>  ? CATTN_FLOAT64
+                           : std::is_same_v<T, Half>    ? CATTN_FLOAT16
+                           : std::is_same_v<T, Brain>   ? CATTN_BFLOAT16
                            : std::is_same_v<T, uint8_t> ? CATTN_BOOL
                                                         : CATTN_INT64;
 

@@ -5,7 +5,7 @@ namespace cattn::test {
 
 void test_accuracy();     // shapes and options against the reference
 void test_edges();        // NaN and infinity, masks, empty arrays, huge offsets
-void test_variants();     // every option and type in memory, against the plain kernels
+void test_variants();     // every other option and type in memory, packed sequences, rope
 void test_kernels();      // the kernel tables directly
 void test_errors();       // bad problems
 void test_threads();      // executors, determinism, calls at once
