@@ -10,8 +10,13 @@ function(cattn_isa name architectures)
   target_link_libraries(cattn_isa_${name} PRIVATE cattn_flags)
   # The kernels are written for an optimising compiler in every build type: at -O0 the vector
   # wrappers would be calls, and inline functions would become weak symbols.
-  target_compile_options(cattn_isa_${name} PRIVATE ${ARGN} -O3 -fno-math-errno -fno-trapping-math
-    -fno-exceptions -fno-rtti -fno-stack-protector)
+  if(CATTN_SANITIZE)
+    set(level -O1)  # checks make inlined kernels so large that more would take minutes
+  else()
+    set(level -O3)
+  endif()
+  target_compile_options(cattn_isa_${name} PRIVATE ${ARGN} ${level} -fno-math-errno
+    -fno-trapping-math -fno-exceptions -fno-rtti -fno-stack-protector)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(cattn_isa_${name} PRIVATE
       -fno-var-tracking  # following every variable of an unrolled kernel takes minutes
