@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 # `python -m pytest` puts the source tree first on the path; the tests are about what is installed.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+# Teams wait asleep: spinning takes the cores from the work where there are more threads than cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402

@@ -12,7 +12,7 @@ import cattn
 
 pytestmark = pytest.mark.usefixtures("isa")
 
-SIZES = [(5, 7), (49, 65), (100, 260), (130, 40)]
+SIZES = [(5, 7), (49, 65), (97, 200), (130, 40)]
 FLAGS = {"return_lse": True, "return_weights": True}
 
 
@@ -22,18 +22,23 @@ def drawn(lq, lk, dtype):
     return [normal(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
 
 
-def assert_equal_in_words(arrays, one, other, grads=("q", "k", "v")):
-    """Attention under two sets of options, forward and backward, within the sum of the bounds."""
+def assert_equal_in_words(arrays, one, other, same_terms=False):
+    """Attention under two sets of options, forward and backward, within the sum of the bounds.
+
+    `same_terms`: both are the same sums, and so have the same bound.
+    """
     q, k, v, dout, dlse = arrays
     results = [cattn.attention(q, k, v, **options, **FLAGS) for options in (one, other)]
-    limits = [bounds.attention_bound(q, k, v, **options) for options in (one, other)]
-    for name, a, b, x, y in zip(results[0]._fields, *results, *limits, strict=True):
+    bounded = (one,) if same_terms else (one, other)
+    limits = [bounds.attention_bound(q, k, v, **options) for options in bounded]
+    limits.append(limits[-1])
+    for name, a, b, x, y in zip(results[0]._fields, *results, *limits[:2], strict=True):
         bounds.worst(a, b, x + y, name)
     arguments = (dout, q, k, v, *results[0][:2])
-    more = {"dlse": dlse, "grads": grads}
-    results = [cattn.attention_backward(*arguments, **more, **o) for o in (one, other)]
-    limits = [bounds.attention_backward_bound(*arguments, **more, **o) for o in (one, other)]
-    for name, a, b, x, y in zip(results[0]._fields, *results, *limits, strict=True):
+    results = [cattn.attention_backward(*arguments, dlse=dlse, **o) for o in (one, other)]
+    limits = [bounds.attention_backward_bound(*arguments, dlse=dlse, **o) for o in bounded]
+    limits.append(limits[-1])
+    for name, a, b, x, y in zip(results[0]._fields, *results, *limits[:2], strict=True):
         if a is not None:
             bounds.worst(a, b, x + y, name)
 
@@ -52,13 +57,13 @@ def seen_through(window, lq, lk, offset, causal=False):
 
 
 @pytest.mark.parametrize(("lq", "lk"), SIZES)
-@pytest.mark.parametrize("window", [(0, 0), (3, 2), (None, 5), (40, -1), (70, 33), (200, 64)])
+@pytest.mark.parametrize("window", [(0, 0), (3, 2), (None, 5), (40, -1), (70, 33)])
 def test_window_is_a_mask(dtype, lq, lk, window):
     arrays = drawn(lq, lk, dtype)
-    for causal, offset in ((False, None), (True, None), (False, 3), (True, -20)):
+    for causal, offset in ((False, None), (True, -20)) if lq > 5 else ((True, None), (False, 3)):
         options = {"window": window, "causal": causal, "causal_offset": offset}
         seen = seen_through(window, lq, lk, lk - lq if offset is None else offset, causal)
-        assert_equal_in_words(arrays, options, {"mask": seen})
+        assert_equal_in_words(arrays, options, {"mask": seen}, same_terms=True)
 
 
 def test_unbounded_windows_are_no_window(dtype):
