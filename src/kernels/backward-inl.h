@@ -216,7 +216,7 @@ void row_terms(const RowTermsTask& t) {
     static_cast<T*>(t.lse_log2)[r] =
         empty ? T(__builtin_inff()) : static_cast<T>(static_cast<double>(row_lse) * kLog2e);
     static_cast<T*>(t.delta)[r] = delta;
-    if (t.dsink && !empty) {
+    if (t.dsink && !empty && t.sink != -__builtin_inf()) {
       const double exponent = (t.sink - static_cast<double>(row_lse)) * kLog2e;
       dsink -= static_cast<double>(exp2_scalar(static_cast<T>(exponent))) * delta;
     }

@@ -213,8 +213,7 @@ void Attention<T>::make_inputs() {
   if (c_.slopes) uniform(slopes_, *c_.slopes, LastAxis::any, 0.5);
   if (c_.sinks) {
     uniform(sinks_, {c_.heads_q}, LastAxis::any, 3);
-    if (c_.heads_q > 1 && c_.nonfinite == 0)
-      sinks_[0] = static_cast<T>(-std::numeric_limits<double>::infinity());
+    if (c_.heads_q > 1) sinks_[0] = static_cast<T>(-std::numeric_limits<double>::infinity());
   }
   if (!c_.lengths.empty()) {
     lengths_ =
