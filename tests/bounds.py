@@ -23,9 +23,9 @@ log2 e (2), one to spare. With ``A = |scale| |q|·|k| + |b|``, ``M = max_j A_ij`
 - ALiBi: n_s + 4 and ``A + |slope| |distance|``: the slope and the position are rounded (positions
   beyond 2²⁴ are not float32 numbers), the difference of the positions, and the sum.
 
-The exponent ``s - m``, with m some score of the row, is rounded once, and again when m moves: at
-most ``4 u M`` together, as ``|s - m| <= 2 M``. So a weight ``e^(s - m)`` is computed up to a factor
-within ``exp(±E)``,
+The exponent ``s - m``, with m some score of the row, an integer near it or none at all, is rounded
+once, and again when m moves: at most ``4 u M`` together, as ``|s - m| <= 2 M``. So a weight
+``e^(s - m)`` is computed up to a factor within ``exp(±E)``,
 
     E = γ(n_s) A + 4 u M + 4 u,
 

@@ -135,6 +135,34 @@ def test_other_rows_do_not_matter(dtype):
     assert_same(tuple(a[:, kept] for a in result), tuple(a[:, kept] for a in expected))
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"causal": True}, {"window": (100, 20)}, {"sinks": True}, {"dropout": 0.3, "seed": 7},
+    {"mask": (130, 260), "causal": True}, {"scale": 0.3},
+], ids=str)  # fmt: skip
+def test_how_large_values_are_does_not_matter(dtype, options):
+    """Values of any size by a power of two give the same digits: scores that are known to be small
+    need no maximum, but only among values of moderate size."""
+    options = {**options}
+    q, k, v, more, *_ = problem(Case(130, 260, 16, 24, sinks=options.pop("sinks", False),
+                                     mask=options.pop("mask", None)), dtype)  # fmt: skip
+    options |= more
+    out, lse, _ = cattn.attention(q, k, v, **options, return_lse=True)
+    for power in (2.0**30, 2.0**-30):
+        large = cattn.attention(q, k, v * dtype.type(power), **options, return_lse=True)
+        assert_same(tuple(large[:2]), (out * dtype.type(power), lse))
+
+
+def test_a_large_query_does_not_matter_to_the_others(dtype):
+    """Nor does a large key that another row may not see."""
+    q, k, v, *_ = problem(Case(130, 130, 16, 24), dtype)
+    expected = cattn.attention(q, k, v, causal=True, return_lse=True)
+    q[:, 100] *= 1000
+    k[:, 129] *= 1000
+    result = cattn.attention(q, k, v, causal=True, return_lse=True)
+    kept = ~np.isin(np.arange(130), [100, 129])
+    assert_same(tuple(a[:, kept] for a in result[:2]), tuple(a[:, kept] for a in expected[:2]))
+
+
 def test_a_row_alone_is_the_row_in_its_batch(dtype):
     """Batch entries and heads do not depend on how many there are: nor do their gradients."""
     q, k, v, _, dout, _ = problem(Case(130, 1100, 16, 24, hq=4, hkv=2, batch=(3,)), dtype)

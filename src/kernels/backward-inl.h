@@ -94,6 +94,56 @@ CATTN_INLINE bool hides_some(const BackwardTask& t, const ScoreBlock& block) {
                        !block.full(0, t.rows, 0, t.cols));
 }
 
+// Probabilities of a tile of products, 2^(factor s - lse), while they are in registers. Every row
+// attends all of the block.
+template <class T>
+struct StoreProbabilities {
+  T* p;
+  T factor;
+  const T* lse;  // in the kernels' unit, one per row
+  Index rows;
+
+  template <int kRows, int kVectors>
+  CATTN_INLINE void operator()(typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
+                               Range) const {
+    using X = Vec<T>;
+    constexpr Index stride = Tile::Backward<T>::key_block;
+    const auto by = X::set1(factor);
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const auto shift = X::set1(-lse[smaller(r + i, rows - 1)]);
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j)
+        X::store(p + (r + i) * stride + c + j * X::width, exp2<T>(X::fma(tile[i][j], by, shift)));
+    }
+  }
+};
+
+// Score gradients of a tile of dP, p (dP - delta), from the probabilities p.
+template <class T>
+struct StoreScoreGradients {
+  T* ds;
+  const T* p;
+  const T* delta;  // one per row
+  Index rows;
+
+  template <int kRows, int kVectors>
+  CATTN_INLINE void operator()(typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
+                               Range) const {
+    using X = Vec<T>;
+    constexpr Index stride = Tile::Backward<T>::key_block;
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const auto d = X::set1(delta[smaller(r + i, rows - 1)]);
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) {
+        const Index at = (r + i) * stride + c + j * X::width;
+        X::store(ds + at, X::mul(X::load(p + at), X::sub(tile[i][j], d)));
+      }
+    }
+  }
+};
+
 template <class T>
 void backward(const BackwardTask& t) {
   using Tiles = typename Tile::Backward<T>;
@@ -112,10 +162,21 @@ void backward(const BackwardTask& t) {
 
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || terms.mask.data || terms.bias.data;
-  block_products<T, key_block>(block, query, query_block, static_cast<const T*>(t.key), t.head_dim,
-                               p, nullptr);
-  block_products<T, key_block>(block, grad_out, query_block, static_cast<const T*>(t.value_t),
-                               t.value_dim, ds, nullptr);
+  const auto score_products = [&](auto finish) {
+    block_products<T>(block, query, query_block, static_cast<const T*>(t.key), t.head_dim, finish);
+  };
+  const auto gradient_products = [&](auto finish) {
+    block_products<T>(block, grad_out, query_block, static_cast<const T*>(t.value_t), t.value_dim,
+                      finish);
+  };
+  const bool in_registers = whole && is_plain(terms) && !terms.dropout.on;
+  if (in_registers) {
+    score_products(StoreProbabilities<T>{p, factor, lse, t.rows});
+    gradient_products(StoreScoreGradients<T>{ds, p, delta, t.rows});
+  } else {
+    score_products(StoreScores<T, key_block>{p, nullptr});
+    gradient_products(StoreScores<T, key_block>{ds, nullptr});
+  }
   const auto gradient_rows = [&]<bool kMark>() {
     for_row_tiles(t.rows, [&]<int kRows>(Index r) {
       const Range columns = block.columns(r, kRows);
@@ -125,7 +186,7 @@ void backward(const BackwardTask& t) {
       for (Index row = r; row < smaller(r + kRows, t.rows); ++row) {
         T* const p_row = p + row * key_block;
         T* const ds_row = ds + row * key_block;
-        exponentiate_row<T, kMark>(p_row, begin, end, factor, lse[row], nullptr);
+        exponentiate_row_below<T, kMark>(p_row, begin, end, factor, lse[row]);
         if (!terms.dropout.on) {
           score_gradient_row(p_row, ds_row, begin, end, delta[row], kMark);
           continue;
@@ -138,7 +199,9 @@ void backward(const BackwardTask& t) {
       }
     });
   };
-  if (masked) {
+  if (in_registers) {
+    // Done.
+  } else if (masked) {
     gradient_rows.template operator()<true>();
   } else {
     gradient_rows.template operator()<false>();
@@ -231,17 +294,16 @@ void flush(const FlushTask& t) {
       t.query_side ? Tile::Backward<T>::query_block : Tile::Backward<T>::key_block;
   const auto factor = X::set1(static_cast<T>(t.factor));
   const T* const accumulator = static_cast<const T*>(t.accumulator);
-  for (Index col = 0; col < t.cols; col += X::width) {
-    const Index panel = col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
-    const Index n = t.cols - col;
-    for (Index r = 0; r < t.rows; ++r) {
-      auto x = X::zero();
-      if (accumulator) x = X::mul(X::load(accumulator + panel + r * kPanel<T>), factor);
-      S* const out = static_cast<S*>(t.out.data) + r * t.out.row_stride + col;
+  for (Index r = 0; r < t.rows; ++r) {
+    S* const out = static_cast<S*>(t.out.data) + r * t.out.row_stride;
+    for (Index col = 0; col < t.cols; col += X::width) {
+      const Index at = (col / kPanel<T> * block_rows + r) * kPanel<T> + col % kPanel<T>;
+      const auto x = accumulator ? X::mul(X::load(accumulator + at), factor) : X::zero();
+      const Index n = t.cols - col;
       if (n >= X::width) {
-        X::store(out, x);
+        X::store(out + col, x);
       } else {
-        X::store_n(out, x, n);
+        X::store_n(out + col, x, n);
       }
     }
   }

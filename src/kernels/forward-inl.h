@@ -1,9 +1,16 @@
 // Forward: one query block of one head against its keys, in one pass with a running softmax
 // (Milakov and Gimelshein 2018; Dao et al. 2022).
 //
-// Per key block: scores (products, transforms), probabilities p = 2^(c s - reference), and
-// o += p v. The reference of a row is a maximum that it has seen; it moves only when a new maximum
-// exceeds it by a factor of 2^8, so most blocks rescale nothing.
+// Per key block: scores (products, transforms), probabilities p = 2^(s - reference) of scores in
+// units of log2(e), and o += p v. The reference of a row is a maximum that it has seen, rounded to
+// an integer; it moves only when a new maximum exceeds it by a factor of 2^8, so most blocks
+// rescale nothing.
+//
+// Mostly not even the maxima are needed: |s| <= |q| |k|, and where that is at most kReach the
+// reference is -kReach, so that p is between 1 and 2^(2 kReach), and the exponential is taken while
+// the products are in registers. References being integers, results do not depend on which it was:
+// only the exponents of p, o and the sums do.
+constexpr int kReach = 40;
 
 template <class T>
 struct ForwardScratch {
@@ -48,22 +55,39 @@ CATTN_INLINE void fill(T* p, Index count, T value) {
 
 // Scores of one row to probabilities, in place; adds them to the row's sums (one per lane).
 // With kMark, masked positions become kMasked.
-template <class T, bool kMark>
-CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T factor, T reference, T* sum) {
+template <class T, bool kMark, class Probability>
+CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T* sum, Probability probability) {
   using X = Vec<T>;
-  const auto c = X::set1(factor), shift = X::set1(-reference);
   const auto minus_infinity = X::set1(-T(__builtin_inff()));
-  auto total = X::zero();
+  auto total = sum ? X::load(sum) : X::zero();
   for (Index j = begin; j < end; j += X::width) {
     const auto score = X::load(s + j);
-    auto p = exp2<T>(X::fma(score, c, shift));
+    auto p = probability(score);
     if constexpr (kMark) {
       p = X::select(X::equal(score, minus_infinity), X::set1(kMasked<T>), p);
     }
     total = X::add(total, p);
     X::store(s + j, p);
   }
-  if (sum) X::store(sum, X::add(X::load(sum), total));
+  if (sum) X::store(sum, total);
+}
+
+// The same with p = 2^(factor s - reference).
+template <class T, bool kMark>
+CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T factor, T reference, T* sum) {
+  using X = Vec<T>;
+  const auto c = X::set1(factor), shift = X::set1(reference);
+  exponentiate_row<T, kMark>(s, begin, end, sum,
+                             [&](auto score) { return exp2_above<T>(X::mul(score, c), shift); });
+}
+
+// The same with p = 2^(factor s - lse): the weights themselves.
+template <class T, bool kMark>
+CATTN_INLINE void exponentiate_row_below(T* s, Index begin, Index end, T factor, T lse) {
+  using X = Vec<T>;
+  const auto c = X::set1(factor), shift = X::set1(-lse);
+  exponentiate_row<T, kMark>(s, begin, end, nullptr,
+                             [&](auto score) { return exp2<T>(X::fma(score, c, shift)); });
 }
 
 // The lane-wise maximum of a row; NaN is passed over.
@@ -75,7 +99,7 @@ CATTN_INLINE typename Vec<T>::V row_maximum(const T* s, Index begin, Index end) 
   return m;
 }
 
-// Moves the reference of a row to `maximum`, rescaling what the row has summed so far.
+// Moves the reference of a row to `maximum`, an integer, rescaling what the row has summed so far.
 template <class T>
 CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T maximum,
                                  Index value_dim) {
@@ -116,7 +140,7 @@ CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, 
     const auto limit = X::add(X::load(scratch.reference + r), X::set1(slack));
     if (!X::any(X::greater(exponent, limit))) continue;
     T exponents[X::width];
-    X::store(exponents, exponent);
+    X::store(exponents, X::nearest(exponent));
     for (Index i = 0; i < smaller(X::width, rows - r); ++i) {
       if (exponents[i] > scratch.reference[r + i] + slack) {
         move_reference(scratch, r + i, exponents[i], value_dim);
@@ -167,14 +191,14 @@ void exponentiate_empty_row(T* s, Index begin, Index end, T* sum) {
   }
 }
 
-// From the products of a block to its probabilities, summed but not yet dropped. `slope` as in
-// transform_rows.
+// From the products of a block to its probabilities, summed but not yet dropped. `factor` is what
+// brings scores to units of log2(e); `slope` as in transform_rows.
 template <class T, bool kMark>
 CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
-                               const ScoreTerms& terms, Index value_dim, T* slope = nullptr) {
+                               const ScoreTerms& terms, T factor, Index value_dim,
+                               T* slope = nullptr) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
-  const T factor = static_cast<T>(exponent_factor(terms));
   const bool plain = is_plain(terms);
   for_row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
@@ -240,12 +264,20 @@ struct RowResults {
   T lses[Vec<T>::width];     // natural log
 };
 
-// lse = ln(2) (reference + log2(sum)); a row without keys gives a factor of 0 and -inf.
+// x = mantissa 2^exponent with the mantissa in [1/2, 1).
+struct Binary {
+  double mantissa;
+  int exponent;
+  CATTN_INLINE explicit Binary(double x) { mantissa = __builtin_frexp(x, &exponent); }
+};
+
+// lse = ln(2) (reference + log2(sum)); a row without keys gives -inf.
 template <class T>
 CATTN_INLINE T log_sum(T reference, T sum) {
-  return sum == T(0) ? -T(__builtin_inff())
-                     : static_cast<T>(static_cast<double>(reference) * kLn2 +
-                                      __builtin_log(static_cast<double>(sum)));
+  if (sum == T(0)) return -T(__builtin_inff());
+  const Binary s(static_cast<double>(sum));
+  const double exponent = static_cast<double>(reference) + s.exponent;
+  return static_cast<T>(exponent * kLn2 + __builtin_log(s.mantissa));
 }
 
 // For `width` rows from `first` on.
@@ -271,11 +303,15 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   T kept[X::width];
   X::store(kept, kept_scale);
   const T sink = static_cast<T>(t.sink * kLog2e);
+  const T sink_exponent = static_cast<T>(__builtin_ceil(static_cast<double>(sink)));
   for (Index r = 0; r < rows; ++r) {
-    const T top = reference[r] > sink ? reference[r] : sink;
-    const T shrink = exp2_scalar(reference[r] - top);
-    const T total = sums[r] * shrink + exp2_scalar(sink - top);
-    results.factors[r] = shrink * kept[r] / total;
+    // The sum in units of 2^top, whose digits no reference changes.
+    const Binary s(static_cast<double>(sums[r]));
+    const T exponent = reference[r] + static_cast<T>(s.exponent);
+    const T top = sums[r] != T(0) && exponent > sink_exponent ? exponent : sink_exponent;
+    const T total =
+        static_cast<T>(s.mantissa) * exp2_scalar(exponent - top) + exp2_scalar(sink - top);
+    results.factors[r] = exp2_scalar(reference[r] - top) * kept[r] / total;
     results.lses[r] = log_sum(top, total);
   }
   return results;
@@ -350,6 +386,75 @@ CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& sc
   fill(scratch.maximum + t.rows * width, (vector_rows - t.rows) * width, -T(__builtin_inff()));
 }
 
+// The key blocks that a task attends.
+template <class T>
+CATTN_INLINE Range attended_blocks(const ForwardTask& t) {
+  constexpr Index key_block = Tile::Forward<T>::key_block;
+  const Index end = highest_key(t.band, t.first_query + t.rows - 1);
+  return {lowest_key(t.band, t.first_query) / key_block, (end + key_block - 1) / key_block};
+}
+
+// The factor that queries are multiplied by when they are packed; scores still need the rest.
+template <class T>
+CATTN_INLINE T query_factor(const ScoreTerms& terms) {
+  const double factor = exponent_factor(terms);
+  return folds_scale(terms) && factor <= 1 ? static_cast<T>(factor) : T(1);
+}
+template <class T>
+CATTN_INLINE T rest_of_factor(const ScoreTerms& terms) {
+  return query_factor<T>(terms) == T(1) ? static_cast<T>(exponent_factor(terms)) : T(1);
+}
+
+template <class T>
+CATTN_INLINE void scale_queries(const ForwardTask& t, T* query) {
+  using X = Vec<T>;
+  const auto factor = X::set1(query_factor<T>(*t.terms));
+  for (Index col = 0; col < t.head_dim; col += kPanel<T>) {
+    T* const panel = query + col * Tile::Forward<T>::query_block;
+    for (Index i = 0; i < t.rows * kPanel<T>; i += X::width)
+      X::store(panel + i, X::mul(X::load(panel + i), factor));
+  }
+}
+
+// The largest norm of the packed queries; inf if one of them is not finite.
+template <class T>
+CATTN_INLINE T largest_query_norm(const ForwardTask& t, const T* query) {
+  using X = Vec<T>;
+  constexpr Index query_block = Tile::Forward<T>::query_block;
+  LargestNorm<T> largest;
+  for (Index first = 0; first < t.rows; first += X::width) {
+    T lanes[X::width * X::width] = {};
+    for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
+      auto squares = X::zero();
+      for (Index col = 0; col < t.head_dim; col += X::width) {
+        const Index panel = col / kPanel<T> * query_block * kPanel<T>;
+        const auto x = X::load(query + panel + r * kPanel<T> + col % kPanel<T>);
+        squares = X::fma(x, x, squares);
+      }
+      X::store(lanes + (r - first) * X::width, squares);
+    }
+    largest.add(sum_rows<T>(lanes));
+  }
+  return largest.norm();
+}
+
+// Whether |q| |k| <= kReach, in units of log2(e), for all that a task attends, and its values
+// cannot overflow either.
+template <class T>
+CATTN_INLINE bool is_bounded(const ForwardTask& t, const T* query, Index key_bytes) {
+  if (!folds_scale(*t.terms) || rest_of_factor<T>(*t.terms) != T(1)) return false;
+  const Range blocks = attended_blocks<T>(t);
+  T key_norm = 0;
+  for (Index b = blocks.begin; b < blocks.end; ++b) {
+    const Index index = b - t.first_block;
+    if (!(t.value_flags[index] & kBlockModerate)) return false;
+    const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
+    const T norm = key[transposed_elements<T>(Tile::Forward<T>::key_block, t.head_dim)];
+    if (norm > key_norm) key_norm = norm;
+  }
+  return key_norm * largest_query_norm(t, query) <= T(kReach);
+}
+
 // out += tile * value of one block; where value holds a NaN or inf, masked elements are left out.
 template <class T>
 CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const T* value,
@@ -376,9 +481,8 @@ CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const
 template <class T, class F>
 CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
   constexpr Index key_block = Tile::Forward<T>::key_block;
-  const Index key_begin = lowest_key(t.band, t.first_query);
-  const Index key_end = highest_key(t.band, t.first_query + t.rows - 1);
-  for (Index b = key_begin / key_block; b * key_block < key_end; ++b) {
+  const Range blocks = attended_blocks<T>(t);
+  for (Index b = blocks.begin; b < blocks.end; ++b) {
     ScoreTerms terms = *t.terms;
     if (t.mask_kinds) {
       if (t.mask_kinds[b] == MaskKind::empty) continue;
@@ -388,6 +492,43 @@ CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
   }
 }
 
+// Probabilities of a tile of products within kReach, in place of its scores; adds them to the rows'
+// sums.
+template <class T>
+struct StoreBoundedProbabilities {
+  const ForwardScratch<T>& scratch;
+  const ScoreBlock& block;
+  const ScoreTerms& terms;
+
+  template <int kRows, int kVectors>
+  CATTN_INLINE void operator()(typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
+                               Range columns) const {
+    using X = Vec<T>;
+    constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+    T* const s = scratch.score + r * stride + c;
+    T* const sums = scratch.sum + r * X::width;
+    if (!is_plain(terms) || !block.full(r, kRows, c, c + kPanel<T>)) {
+      StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
+      transform_rows<T, stride>(block, terms, scratch.score, r, kRows, c, c + kPanel<T>);
+      for (Index i = 0; i < smaller(kRows, block.rows - r); ++i)
+        exponentiate_row<T, false>(s + i * stride, 0, kPanel<T>, sums + i * X::width,
+                                   exp2<T, kReach>);
+      return;
+    }
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      auto total = X::load(sums + i * X::width);
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) {
+        const auto p = exp2<T, kReach>(tile[i][j]);
+        X::store(s + i * stride + j * X::width, p);
+        total = X::add(total, p);
+      }
+      X::store(sums + i * X::width, total);
+    }
+  }
+};
+
 // The loop over key blocks, shared by all types in memory.
 template <class T>
 [[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch) {
@@ -396,16 +537,26 @@ template <class T>
   constexpr Tiling tiling{query_block, key_block};
   const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
   const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
+  scale_queries(t, scratch.query);
+  const T factor = rest_of_factor<T>(*t.terms);
+  const bool bounded = is_bounded(t, scratch.query, key_bytes);
+  if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
     const T* const value = reinterpret_cast<const T*>(t.values + index * value_bytes);
     const bool finite = (t.value_flags[index] & kBlockFinite) != 0;
-    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score,
-                                 scratch.maximum);
-    if (finite) {
-      softmax_rows<T, false>(scratch, block, terms, t.value_dim);
+    const auto products = [&](auto finish) {
+      block_products<T>(block, scratch.query, query_block, key, t.head_dim, finish);
+    };
+    if (bounded) {
+      products(StoreBoundedProbabilities<T>{scratch, block, terms});
     } else {
-      softmax_rows<T, true>(scratch, block, terms, t.value_dim);
+      products(StoreScores<T, key_block>{scratch.score, scratch.maximum});
+      if (finite) {
+        softmax_rows<T, false>(scratch, block, terms, factor, t.value_dim);
+      } else {
+        softmax_rows<T, true>(scratch, block, terms, factor, t.value_dim);
+      }
     }
     if (terms.dropout.on) drop_rows(scratch.score, block, terms.dropout);
     accumulate_block(block, scratch.score, value, finite, t.value_dim, scratch.out);
@@ -435,11 +586,12 @@ void weights(const WeightsTask& task) {
   const T* const lse = static_cast<const T*>(t.lse);
   for (Index r = 0; r < t.rows; ++r) fill(weight + r * task.weights.row_stride, task.keys, S{});
   pack_queries<T, S>(t.q, t.rows, t.head_dim, scratch.query);
+  scale_queries(t, scratch.query);
+  const T factor = rest_of_factor<T>(*t.terms);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
-    const T factor = static_cast<T>(exponent_factor(terms));
     const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
-    block_products<T, key_block>(block, scratch.query, query_block, key, t.head_dim, scratch.score,
-                                 nullptr);
+    block_products<T>(block, scratch.query, query_block, key, t.head_dim,
+                      StoreScores<T, key_block>{scratch.score, nullptr});
     for (Index r = 0; r < t.rows; ++r) {
       const T row_lse = lse[r * t.lse_stride];
       const Range columns = block.columns(r, 1);
@@ -447,7 +599,7 @@ void weights(const WeightsTask& task) {
       const auto [begin, end] = whole_vectors<T>(columns);
       T* const s = scratch.score + r * key_block;
       transform_rows<T, key_block>(block, terms, scratch.score, r, 1, begin, end);
-      exponentiate_row<T, true>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e), nullptr);
+      exponentiate_row_below<T, true>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e));
       S* const to = weight + r * task.weights.row_stride + block.first_key;
       for (Index c = begin; c < end; c += X::width) {
         const auto p = X::add(X::load(s + c), X::zero());  // no -0 for a masked position

@@ -57,34 +57,16 @@ CATTN_INLINE void clear(typename Vec<T>::V (&acc)[kRows][kVectors]) {
   }
 }
 
-// c (kRows, kVectors * width; row stride kStride) = left panels (depth columns) times right.
-// `left` is in panels left_panel elements apart; `right` is one panel of `depth` rows.
-// If maximum is not null, the rows' lane-wise maxima (kRows, width) are kept there too, over this
-// panel and, unless `first`, what is there already; NaN is passed over.
-template <class T, int kRows, int kVectors, Index kStride>
+// acc (kRows, kVectors * width) = left panels (depth columns) times right. `left` is in panels
+// left_panel elements apart; `right` is one panel of `depth` rows.
+template <class T, int kRows, int kVectors>
 CATTN_INLINE void product_of_panels(const T* left, Index left_panel, const T* right, Index depth,
-                                    T* c, T* maximum, bool first) {
-  using X = Vec<T>;
-  typename X::V acc[kRows][kVectors];
+                                    typename Vec<T>::V (&acc)[kRows][kVectors]) {
   clear<T>(acc);
   for (Index d = 0; d < depth; d += kPanel<T>) {
     multiply_add<T>(acc, LeftRows<T, kPanel<T>>{left}, right + d * kPanel<T>,
                     smaller(kPanel<T>, depth - d));
     left += left_panel;
-  }
-  CATTN_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    CATTN_UNROLL
-    for (int j = 0; j < kVectors; ++j) X::store(c + i * kStride + j * X::width, acc[i][j]);
-  }
-  if (!maximum) return;
-  CATTN_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    T* const p = maximum + i * X::width;
-    auto m = first ? X::set1(-T(__builtin_inff())) : X::load(p);
-    CATTN_UNROLL
-    for (int j = 0; j < kVectors; ++j) m = X::max(acc[i][j], m);
-    X::store(p, m);
   }
 }
 

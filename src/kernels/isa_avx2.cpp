@@ -16,11 +16,11 @@ struct Tile {
   static constexpr int rows = 6, vectors = 2;
   template <class T>
   struct Forward {
-    static constexpr Index query_block = 96, key_block = 128;
+    static constexpr Index query_block = 128, key_block = 128;
   };
   template <class T>
   struct Backward {
-    static constexpr Index query_block = 96, key_block = 128;
+    static constexpr Index query_block = 128, key_block = 128;
   };
 };
 

@@ -66,6 +66,10 @@ void jvp(const JvpTask& task) {
 
   prepare_rows<T, S>(t, scratch);
   pack_queries<T, S>(task.q_tangent, t.rows, t.head_dim, all.query_tangent);
+  scale_queries(t, scratch.query);
+  scale_queries(t, all.query_tangent);
+  const T factor = rest_of_factor<T>(*t.terms);
+  const T scale = static_cast<T>(t.terms->scale / query_factor<T>(*t.terms));
   clear_sums(t.rows, t.value_dim, scratch.out_tangent, scratch.sum_tangent);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     const auto key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
@@ -74,16 +78,17 @@ void jvp(const JvpTask& task) {
     const auto value_tangent =
         reinterpret_cast<const T*>(task.value_tangents + index * value_bytes);
     const auto products = [&](const T* left, const T* right, T* to, T* maximum) {
-      block_products<T, key_block>(block, left, query_block, right, t.head_dim, to, maximum);
+      block_products<T>(block, left, query_block, right, t.head_dim,
+                        StoreScores<T, key_block>{to, maximum});
     };
     products(scratch.query, key, scratch.score, scratch.maximum);
     products(all.query_tangent, key, all.weight_tangent, nullptr);
     products(scratch.query, key_tangent, all.product, nullptr);
-    softmax_rows<T, true>(scratch, block, terms, t.value_dim, slope);
+    softmax_rows<T, true>(scratch, block, terms, factor, t.value_dim, slope);
     for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
       const Index at = row * key_block;
       weight_tangent_row(scratch.score + at, all.weight_tangent + at, all.product + at,
-                         slope ? slope + at : nullptr, begin, end, static_cast<T>(terms.scale),
+                         slope ? slope + at : nullptr, begin, end, scale,
                          scratch.sum_tangent + row * X::width);
     });
     if (terms.dropout.on) {
@@ -106,9 +111,9 @@ void jvp(const JvpTask& task) {
     T moved[X::width];
     X::store(moved, sum_rows<T>(scratch.sum_tangent + first * X::width));
     for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
-      // factor = kept_scale / denominator, and the sum of P ds is not dropped.
-      const T factor = results.factors[r - first];
-      const auto by = X::set1(factor), mean = X::set1(-moved[r - first] * (factor / kept_scale));
+      // `by` is kept_scale / denominator, and the sum of P ds is not dropped.
+      const auto by = X::set1(results.factors[r - first]);
+      const auto mean = X::set1(-moved[r - first] * (results.factors[r - first] / kept_scale));
       store_row(static_cast<S*>(task.out_tangent.data) + r * task.out_tangent.row_stride,
                 scratch.out_tangent, r, t.value_dim, [&](auto u, Index at) {
                   const auto out = X::mul(X::load(scratch.out + at), by);

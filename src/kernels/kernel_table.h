@@ -93,8 +93,8 @@ struct PackTask {
 // What a bool mask leaves of a block of scores.
 enum class MaskKind : uint8_t { empty, partial, full };
 
-// Flags of a packed block.
-enum : uint8_t { kBlockFinite = 1 };
+// Flags of a packed block: no NaN or inf; none but numbers of moderate size.
+enum : uint8_t { kBlockFinite = 1, kBlockModerate = 2 };
 
 // One query block of one head against all the keys that it attends.
 struct ForwardTask {

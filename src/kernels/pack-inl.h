@@ -1,55 +1,93 @@
 // Packing: copies of an operand in panels (see gemm-inl.h), padded with zeros to whole panels, so
 // that no product has a ragged edge. Reads exactly the elements of the source.
 
+// Numbers below this can be multiplied by each other and by 2^(2 kReach) and be summed.
 template <class T>
-CATTN_INLINE bool all_finite(typename Vec<T>::V sum) {
-  // x * 0 is 0 for a finite x and NaN otherwise, and NaN stays in a sum.
-  const T s = Vec<T>::sum_lanes(sum);
-  return s == T(0);
-}
+constexpr T kModerate = T(1ll << 40);
 
-// (rows, cols) to (cols / kPanel, block_rows, kPanel). Returns whether all elements are finite.
+// The largest norm of some rows, from vectors of their sums of squares; inf if one is not finite.
+template <class T>
+struct LargestNorm {
+  using X = Vec<T>;
+  typename X::V largest = X::zero(), probe = X::zero();
+
+  CATTN_INLINE void add(typename X::V squares) {
+    largest = X::max(squares, largest);
+    probe = X::fma(squares, X::zero(), probe);  // NaN unless finite, and NaN stays
+  }
+  CATTN_INLINE T norm() const {
+    T lanes[X::width], most = 0;
+    X::store(lanes, largest);
+    for (const T x : lanes) most = x > most ? x : most;
+    return X::sum_lanes(probe) == T(0) ? __builtin_sqrt(most) : T(__builtin_inff());
+  }
+};
+
+// What a packed block's numbers are like.
+template <class T>
+class Probe {
+  using X = Vec<T>;
+
+ public:
+  CATTN_INLINE void add(typename X::V x) {
+    zeros_ = X::fma(x, X::zero(), zeros_);  // NaN unless x is finite, and NaN stays
+    squares_ = X::fma(x, x, squares_);
+  }
+  CATTN_INLINE uint8_t flags() const {
+    const bool finite = X::sum_lanes(zeros_) == T(0);
+    const bool moderate = X::sum_lanes(squares_) < kModerate<T>;
+    return static_cast<uint8_t>((finite ? kBlockFinite : 0) | (moderate ? kBlockModerate : 0));
+  }
+
+ private:
+  typename X::V zeros_ = X::zero(), squares_ = X::zero();
+};
+
+// (rows, cols) to (cols / kPanel, block_rows, kPanel). Returns its flags.
 // S is the type in memory, T what is computed in.
 template <class T, class S>
-bool pack_panels(const S* source, Index stride, Index rows, Index cols, T* packed,
-                 Index block_rows) {
+uint8_t pack_panels(const S* source, Index stride, Index rows, Index cols, T* packed,
+                    Index block_rows) {
   using X = Vec<T>;
-  auto probe = X::zero();
+  Probe<T> probe;
   const auto zero = X::zero();
-  for (Index col = 0; col < cols; col += X::width) {
-    const Index n = smaller(X::width, cols - col);
-    T* to = packed + col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
-    const S* from = source + col;
-    if (n == X::width) {
-      for (Index r = 0; r < rows; ++r, from += stride, to += kPanel<T>) {
-        __builtin_prefetch(from + rows * stride, 0, 2);
-        const auto x = X::load(from);
-        probe = X::fma(x, zero, probe);
-        X::store(to, x);
-      }
-    } else {
-      for (Index r = 0; r < rows; ++r, from += stride, to += kPanel<T>) {
-        const auto x = X::load_n(from, n);
-        probe = X::fma(x, zero, probe);
-        X::store(to, x);
-      }
+  const Index whole = cols / X::width * X::width;
+  for (Index r = 0; r < rows; ++r) {
+    const S* const from = source + r * stride;
+    T* const to = packed + r * kPanel<T>;
+    const auto at = [&](Index col) {
+      return to + col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
+    };
+    for (Index col = 0; col < whole; col += X::width) {
+      __builtin_prefetch(from + col + rows * stride, 0, 2);
+      const auto x = X::load(from + col);
+      probe.add(x);
+      X::store(at(col), x);
+    }
+    if (whole < cols) {
+      const auto x = X::load_n(from + whole, cols - whole);
+      probe.add(x);
+      X::store(at(whole), x);
     }
   }
   for (Index col = round_up(cols, X::width); col < round_up(cols, kPanel<T>); col += X::width) {
     T* to = packed + col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
     for (Index r = 0; r < rows; ++r) X::store(to + r * kPanel<T>, zero);
   }
-  return all_finite<T>(probe);
+  return probe.flags();
 }
 
-// (rows, cols) to the panels of the transpose: (rows / kPanel, cols, kPanel).
+// (rows, cols) to the panels of the transpose: (rows / kPanel, cols, kPanel). The largest norm of a
+// row goes to `norm`.
 template <class T, class S>
-bool pack_transposed(const S* source, Index stride, Index rows, Index cols, T* packed) {
+uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T* packed, T* norm) {
   using X = Vec<T>;
-  auto probe = X::zero();
+  LargestNorm<T> largest;
+  Probe<T> probe;
   const auto zero = X::zero();
   for (Index row = 0; row < round_up(rows, kPanel<T>); row += X::width) {
     T* to = packed + row / kPanel<T> * cols * kPanel<T> + row % kPanel<T>;
+    auto squares = zero;
     for (Index col = 0; col < cols; col += X::width) {
       const Index n = smaller(X::width, cols - col);
       typename X::V tile[X::width];
@@ -61,16 +99,25 @@ bool pack_transposed(const S* source, Index stride, Index rows, Index cols, T* p
           __builtin_prefetch(from + rows * stride, 0, 2);
           tile[i] = n == X::width ? X::load(from) : X::load_n(from, n);
         }
-        probe = X::fma(tile[i], zero, probe);
+        probe.add(tile[i]);
       }
       X::transpose(tile);
       CATTN_UNROLL
       for (int i = 0; i < X::width; ++i) {
+        squares = X::fma(tile[i], tile[i], squares);
         if (i < n) X::store(to + (col + i) * kPanel<T>, tile[i]);
       }
     }
+    largest.add(squares);
   }
-  return all_finite<T>(probe);
+  *norm = largest.norm();
+  return probe.flags();
+}
+
+// Elements of a transposed block; the largest norm of its rows stands behind them.
+template <class T>
+CATTN_INLINE Index transposed_elements(Index rows, Index cols) {
+  return round_up(rows, kPanel<T>) * cols;
 }
 
 template <class T>
@@ -78,8 +125,9 @@ Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
   const bool query_side = operand == Operand::query || operand == Operand::grad_out;
   const bool transposed = operand == Operand::key || operand == Operand::value_t;
   const Index rows = query_side ? tiling.query_block : tiling.key_block;
-  const Index elements =
-      transposed ? round_up(rows, kPanel<T>) * cols : rows * round_up(cols, kPanel<T>);
+  constexpr Index line = 64 / static_cast<Index>(sizeof(T));  // operands start on cache lines
+  const Index elements = transposed ? round_up(transposed_elements<T>(rows, cols) + 1, line)
+                                    : rows * round_up(cols, kPanel<T>);
   return elements * static_cast<Index>(sizeof(T));
 }
 
@@ -87,22 +135,19 @@ template <class T, class S>
 uint8_t pack(const PackTask& t, const Tiling& tiling) {
   const S* source = static_cast<const S*>(t.source.data);
   T* packed = static_cast<T*>(t.packed);
-  bool finite = true;
+  const auto panels = [&](Index block_rows) {
+    return pack_panels<T>(source, t.source.row_stride, t.rows, t.cols, packed, block_rows);
+  };
   switch (t.operand) {
     case Operand::key:
-    case Operand::value_t:
-      finite = pack_transposed<T>(source, t.source.row_stride, t.rows, t.cols, packed);
-      break;
+    case Operand::value_t: {
+      T* const norm = packed + transposed_elements<T>(tiling.key_block, t.cols);
+      return pack_transposed<T>(source, t.source.row_stride, t.rows, t.cols, packed, norm);
+    }
     case Operand::value:
-    case Operand::key_rows:
-      finite =
-          pack_panels<T>(source, t.source.row_stride, t.rows, t.cols, packed, tiling.key_block);
-      break;
+    case Operand::key_rows: return panels(tiling.key_block);
     case Operand::query:
-    case Operand::grad_out:
-      finite =
-          pack_panels<T>(source, t.source.row_stride, t.rows, t.cols, packed, tiling.query_block);
-      break;
+    case Operand::grad_out: return panels(tiling.query_block);
   }
-  return static_cast<uint8_t>(finite ? kBlockFinite : 0);
+  return 0;
 }

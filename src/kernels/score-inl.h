@@ -37,7 +37,8 @@ CATTN_INLINE bool is_plain(const ScoreTerms& terms) {
   return folds_scale(terms) && !terms.mask.data;
 }
 
-// Products times this are scores in units of log2(e).
+// Products times this are scores in units of log2(e). Up to 1 it may be multiplied into q, where
+// it cannot overflow.
 CATTN_INLINE double exponent_factor(const ScoreTerms& terms) {
   return folds_scale(terms) ? terms.scale * kLog2e : kLog2e;
 }
@@ -187,21 +188,54 @@ CATTN_INLINE void transform_row(T* s, Index begin, Index end, const ScoreTerms& 
   if (!full) band_row(s, begin, end, block.band, i, block.first_key);
 }
 
-// The products of a block: s (rows, cols; row stride kStride) = left right^T, only where some row
-// of the tile may attend. `left` is in panels of left_rows rows, `right` packed transposed.
-// If maximum is not null it receives each row's lane-wise maximum over whole panels.
+// What becomes of a tile of products while it is still in registers: a functor that is called with
+// the tile, its first row and column in the block, and the columns that its rows attend.
+
+// Keeps them: s (rows, cols; row stride kStride). If maximum is not null it receives each row's
+// lane-wise maximum over whole panels; NaN is passed over.
 template <class T, Index kStride>
+struct StoreScores {
+  T* s;
+  T* maximum;
+
+  template <int kRows, int kVectors>
+  CATTN_INLINE void operator()(typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
+                               Range columns) const {
+    using X = Vec<T>;
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j)
+        X::store(s + (r + i) * kStride + c + j * X::width, tile[i][j]);
+    }
+    if (!maximum) return;
+    const bool first = c <= columns.begin;
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      T* const p = maximum + (r + i) * X::width;
+      auto m = first ? X::set1(-T(__builtin_inff())) : X::load(p);
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) m = X::max(tile[i][j], m);
+      X::store(p, m);
+    }
+  }
+};
+
+// The products of a block, left right^T, tile by tile and only where some row of the tile may
+// attend. `left` is in panels of left_rows rows, `right` packed transposed.
+template <class T, class Finish>
 CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index left_rows,
-                                 const T* right, Index depth, T* s, T* maximum) {
+                                 const T* right, Index depth, Finish finish) {
   const Range all = block.columns(0, block.rows);
   const Index first = all.begin / kPanel<T> * kPanel<T>;
   for (Index c = first; c < all.end; c += kPanel<T>) {
     for_row_tiles(block.rows, [&]<int kRows>(Index r) {
       const Range columns = block.columns(r, kRows);
       if (c >= columns.end || c + kPanel<T> <= columns.begin) return;
-      product_of_panels<T, kRows, Tile::vectors, kStride>(
-          left + r * kPanel<T>, left_rows * kPanel<T>, right + c * depth, depth,
-          s + r * kStride + c, maximum ? maximum + r * Vec<T>::width : nullptr, c <= columns.begin);
+      typename Vec<T>::V tile[kRows][Tile::vectors];
+      product_of_panels<T>(left + r * kPanel<T>, left_rows * kPanel<T>, right + c * depth, depth,
+                           tile);
+      finish(tile, r, c, columns);
     });
   }
 }

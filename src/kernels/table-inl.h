@@ -5,7 +5,7 @@ template <class T, class S = T>
 constexpr KernelSet kernel_set() {
   using F = typename Tile::Forward<T>;
   using B = typename Tile::Backward<T>;
-  static_assert(F::query_block % Tile::rows == 0 && F::key_block % kPanel<T> == 0);
+  static_assert(F::query_block % (Tile::rows / 3) == 0 && F::key_block % kPanel<T> == 0);
   static_assert(B::query_block % (Tile::rows / 3) == 0 && B::key_block % kPanel<T> == 0 &&
                 B::key_block % (Tile::rows / 3) == 0);
   static_assert(F::key_block % kDropoutSpan == 0 && B::key_block % kDropoutSpan == 0);

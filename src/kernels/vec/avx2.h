@@ -64,9 +64,12 @@ struct Vec<float> {
   CATTN_INLINE static V clamp(V x) {
     return _mm256_min_ps(set1(128.0f), _mm256_max_ps(set1(-151.0f), x));
   }
+  CATTN_INLINE static V nearest(V x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
-    return sub(y, _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return sub(y, nearest(y));
   }
   CATTN_INLINE static V scale2(V p, V x, V) {
     // 2^n by exponent bits; n <= -127 gives +0 and n = 128 gives inf.
@@ -209,9 +212,12 @@ struct Vec<double> {
   CATTN_INLINE static V clamp(V x) {
     return _mm256_min_pd(set1(1024.0), _mm256_max_pd(set1(-1080.0), x));
   }
+  CATTN_INLINE static V nearest(V x) {
+    return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
-    return sub(y, _mm256_round_pd(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return sub(y, nearest(y));
   }
   CATTN_INLINE static V scale2(V p, V x, V) {
     const __m128i n = _mm_max_epi32(_mm256_cvtpd_epi32(clamp(x)), _mm_set1_epi32(-1023));

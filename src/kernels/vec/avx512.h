@@ -53,6 +53,9 @@ struct Vec<float> {
   }
   CATTN_INLINE static float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }
 
+  CATTN_INLINE static V nearest(V x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   // vreduceps gives 0 for an infinity, so exp2(-inf) = scale2(p(0), -inf) = 0 needs no clamp.
   CATTN_INLINE static V fraction(V x) { return _mm512_reduce_ps(x, 0); }
   CATTN_INLINE static V scale2(V p, V x, V fraction) {
@@ -178,6 +181,9 @@ struct Vec<double> {
   CATTN_INLINE static V iota() { return _mm512_setr_pd(0, 1, 2, 3, 4, 5, 6, 7); }
   CATTN_INLINE static double sum_lanes(V a) { return _mm512_reduce_add_pd(a); }
 
+  CATTN_INLINE static V nearest(V x) {
+    return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   CATTN_INLINE static V fraction(V x) { return _mm512_reduce_pd(x, 0); }
   CATTN_INLINE static V scale2(V p, V x, V fraction) {
     return _mm512_scalef_pd(p, _mm512_sub_pd(x, fraction));

@@ -60,9 +60,10 @@ struct Vec<float> {
 
   // Clamped so that the exponent bits of scale2 stay in range; NaN goes through.
   CATTN_INLINE static V clamp(V x) { return vminq_f32(vmaxq_f32(x, set1(-127.0f)), set1(128.0f)); }
+  CATTN_INLINE static V nearest(V x) { return vrndnq_f32(x); }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
-    return sub(y, vrndnq_f32(y));
+    return sub(y, nearest(y));
   }
   CATTN_INLINE static V scale2(V p, V x, V) {
     // 2^n by exponent bits: n = -127 gives 0 and n = 128 gives inf.
@@ -177,9 +178,10 @@ struct Vec<double> {
   CATTN_INLINE static double sum_lanes(V a) { return vaddvq_f64(a); }
 
   CATTN_INLINE static V clamp(V x) { return vminq_f64(vmaxq_f64(x, set1(-1023.0)), set1(1024.0)); }
+  CATTN_INLINE static V nearest(V x) { return vrndnq_f64(x); }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
-    return sub(y, vrndnq_f64(y));
+    return sub(y, nearest(y));
   }
   CATTN_INLINE static V scale2(V p, V x, V) {
     const int64x2_t biased = vaddq_s64(vcvtnq_s64_f64(clamp(x)), vdupq_n_s64(1023));

@@ -110,17 +110,20 @@ struct PlainVec {
     const V y = x < low ? low : x;
     return y > high ? high : y;
   }
-  CATTN_INLINE static V round(V x) {
-    // Adding 1.5 * 2^mantissa leaves no fraction bits.
-    const V magic = set1(T(3) * T(Index(1) << (kMantissa - 1)));
-    return (x + magic) - magic;
+  // The nearest integer, ties to even.
+  CATTN_INLINE static V nearest(V x) {
+    // Adding 1.5 * 2^mantissa leaves no fraction bits; from 2^(mantissa - 1) on there are none.
+    const T limit = T(Index(1) << (kMantissa - 1));
+    const V magic = set1(3 * limit);
+    const V magnitude = x < zero() ? zero() - x : x;
+    return magnitude < set1(limit) ? (x + magic) - magic : x;
   }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
-    return y - round(y);
+    return y - nearest(y);
   }
   CATTN_INLINE static V scale2(V p, V x, V) {
-    const V n = round(clamp(x));
+    const V n = nearest(clamp(x));
     const V limited = n < set1(T(-kBias)) ? set1(T(-kBias)) : n;
     const V finite = limited == limited ? limited : zero();  // p is NaN already
     const Mask bits = (__builtin_convertvector(finite, Mask) + I(kBias)) << kMantissa;
