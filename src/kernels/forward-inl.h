@@ -405,43 +405,39 @@ CATTN_INLINE T rest_of_factor(const ScoreTerms& terms) {
   return query_factor<T>(terms) == T(1) ? static_cast<T>(exponent_factor(terms)) : T(1);
 }
 
+// Multiplies the packed queries by their factor. Returns the largest norm; inf if a number is not
+// finite.
 template <class T>
-CATTN_INLINE void scale_queries(const ForwardTask& t, T* query) {
-  using X = Vec<T>;
-  const auto factor = X::set1(query_factor<T>(*t.terms));
-  for (Index col = 0; col < t.head_dim; col += kPanel<T>) {
-    T* const panel = query + col * Tile::Forward<T>::query_block;
-    for (Index i = 0; i < t.rows * kPanel<T>; i += X::width)
-      X::store(panel + i, X::mul(X::load(panel + i), factor));
-  }
-}
-
-// The largest norm of the packed queries; inf if one of them is not finite.
-template <class T>
-CATTN_INLINE T largest_query_norm(const ForwardTask& t, const T* query) {
+CATTN_INLINE T scale_queries(const ForwardTask& t, T* query) {
   using X = Vec<T>;
   constexpr Index query_block = Tile::Forward<T>::query_block;
-  LargestNorm<T> largest;
+  const auto factor = X::set1(query_factor<T>(*t.terms));
+  Norms<T> norms;
+  T lanes[X::width * X::width];  // of squares; those of rows past the last repeat others
   for (Index first = 0; first < t.rows; first += X::width) {
-    T lanes[X::width * X::width] = {};
     for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
+      T* const row = query + r * kPanel<T>;
       auto squares = X::zero();
       for (Index col = 0; col < t.head_dim; col += X::width) {
-        const Index panel = col / kPanel<T> * query_block * kPanel<T>;
-        const auto x = X::load(query + panel + r * kPanel<T> + col % kPanel<T>);
+        T* const p = row + col / kPanel<T> * query_block * kPanel<T> + col % kPanel<T>;
+        const auto x = X::mul(X::load(p), factor);
         squares = X::fma(x, x, squares);
+        X::store(p, x);
       }
       X::store(lanes + (r - first) * X::width, squares);
     }
-    largest.add(sum_rows<T>(lanes));
+    if (first == 0)
+      fill(lanes + smaller(t.rows, X::width) * X::width, larger(X::width - t.rows, 0) * X::width,
+           T(0));
+    norms.add(sum_rows<T>(lanes));
   }
-  return largest.norm();
+  return norms.norm();
 }
 
 // Whether |q| |k| <= kReach, in units of log2(e), for all that a task attends, and its values
 // cannot overflow either.
 template <class T>
-CATTN_INLINE bool is_bounded(const ForwardTask& t, const T* query, Index key_bytes) {
+CATTN_INLINE bool is_bounded(const ForwardTask& t, T query_norm, Index key_bytes) {
   if (!folds_scale(*t.terms) || rest_of_factor<T>(*t.terms) != T(1)) return false;
   const Range blocks = attended_blocks<T>(t);
   T key_norm = 0;
@@ -452,7 +448,7 @@ CATTN_INLINE bool is_bounded(const ForwardTask& t, const T* query, Index key_byt
     const T norm = key[transposed_elements<T>(Tile::Forward<T>::key_block, t.head_dim)];
     if (norm > key_norm) key_norm = norm;
   }
-  return key_norm * largest_query_norm(t, query) <= T(kReach);
+  return key_norm * query_norm <= T(kReach);
 }
 
 // out += tile * value of one block; where value holds a NaN or inf, masked elements are left out.
@@ -537,9 +533,9 @@ template <class T>
   constexpr Tiling tiling{query_block, key_block};
   const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
   const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
-  scale_queries(t, scratch.query);
+  const T query_norm = scale_queries(t, scratch.query);
   const T factor = rest_of_factor<T>(*t.terms);
-  const bool bounded = is_bounded(t, scratch.query, key_bytes);
+  const bool bounded = is_bounded(t, query_norm, key_bytes);
   if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);

@@ -93,7 +93,7 @@ struct PackTask {
 // What a bool mask leaves of a block of scores.
 enum class MaskKind : uint8_t { empty, partial, full };
 
-// Flags of a packed block: no NaN or inf; none but numbers of moderate size.
+// Flags of a packed block: no NaN, no inf; numbers of moderate size only.
 enum : uint8_t { kBlockFinite = 1, kBlockModerate = 2 };
 
 // One query block of one head against all the keys that it attends.

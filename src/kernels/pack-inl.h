@@ -5,42 +5,33 @@
 template <class T>
 constexpr T kModerate = T(1ll << 40);
 
-// The largest norm of some rows, from vectors of their sums of squares; inf if one is not finite.
+// The flags of a block whose squares come to `sum`. Numbers whose squares overflow count as not
+// finite, which costs time and nothing else.
 template <class T>
-struct LargestNorm {
+CATTN_INLINE uint8_t block_flags(T sum) {
+  const bool finite = sum < T(__builtin_inff());
+  return static_cast<uint8_t>((finite ? kBlockFinite : 0) |
+                              (sum < kModerate<T> ? kBlockModerate : 0));
+}
+
+// From vectors of rows' sums of squares: the largest norm of a row, and the sum of all.
+template <class T>
+struct Norms {
   using X = Vec<T>;
-  typename X::V largest = X::zero(), probe = X::zero();
+  typename X::V largest = X::zero(), total = X::zero();
 
   CATTN_INLINE void add(typename X::V squares) {
     largest = X::max(squares, largest);
-    probe = X::fma(squares, X::zero(), probe);  // NaN unless finite, and NaN stays
+    total = X::add(total, squares);
   }
+  // Inf if some number is not finite: a maximum may pass over NaN.
   CATTN_INLINE T norm() const {
     T lanes[X::width], most = 0;
     X::store(lanes, largest);
     for (const T x : lanes) most = x > most ? x : most;
-    return X::sum_lanes(probe) == T(0) ? __builtin_sqrt(most) : T(__builtin_inff());
+    return sum() < T(__builtin_inff()) ? __builtin_sqrt(most) : T(__builtin_inff());
   }
-};
-
-// What a packed block's numbers are like.
-template <class T>
-class Probe {
-  using X = Vec<T>;
-
- public:
-  CATTN_INLINE void add(typename X::V x) {
-    zeros_ = X::fma(x, X::zero(), zeros_);  // NaN unless x is finite, and NaN stays
-    squares_ = X::fma(x, x, squares_);
-  }
-  CATTN_INLINE uint8_t flags() const {
-    const bool finite = X::sum_lanes(zeros_) == T(0);
-    const bool moderate = X::sum_lanes(squares_) < kModerate<T>;
-    return static_cast<uint8_t>((finite ? kBlockFinite : 0) | (moderate ? kBlockModerate : 0));
-  }
-
- private:
-  typename X::V zeros_ = X::zero(), squares_ = X::zero();
+  CATTN_INLINE T sum() const { return X::sum_lanes(total); }
 };
 
 // (rows, cols) to (cols / kPanel, block_rows, kPanel). Returns its flags.
@@ -49,7 +40,7 @@ template <class T, class S>
 uint8_t pack_panels(const S* source, Index stride, Index rows, Index cols, T* packed,
                     Index block_rows) {
   using X = Vec<T>;
-  Probe<T> probe;
+  auto squares = Vec<T>::zero();
   const auto zero = X::zero();
   const Index whole = cols / X::width * X::width;
   for (Index r = 0; r < rows; ++r) {
@@ -61,12 +52,12 @@ uint8_t pack_panels(const S* source, Index stride, Index rows, Index cols, T* pa
     for (Index col = 0; col < whole; col += X::width) {
       __builtin_prefetch(from + col + rows * stride, 0, 2);
       const auto x = X::load(from + col);
-      probe.add(x);
+      squares = X::fma(x, x, squares);
       X::store(at(col), x);
     }
     if (whole < cols) {
       const auto x = X::load_n(from + whole, cols - whole);
-      probe.add(x);
+      squares = X::fma(x, x, squares);
       X::store(at(whole), x);
     }
   }
@@ -74,7 +65,7 @@ uint8_t pack_panels(const S* source, Index stride, Index rows, Index cols, T* pa
     T* to = packed + col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
     for (Index r = 0; r < rows; ++r) X::store(to + r * kPanel<T>, zero);
   }
-  return probe.flags();
+  return block_flags(X::sum_lanes(squares));
 }
 
 // (rows, cols) to the panels of the transpose: (rows / kPanel, cols, kPanel). The largest norm of a
@@ -82,8 +73,7 @@ uint8_t pack_panels(const S* source, Index stride, Index rows, Index cols, T* pa
 template <class T, class S>
 uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T* packed, T* norm) {
   using X = Vec<T>;
-  LargestNorm<T> largest;
-  Probe<T> probe;
+  Norms<T> norms;
   const auto zero = X::zero();
   for (Index row = 0; row < round_up(rows, kPanel<T>); row += X::width) {
     T* to = packed + row / kPanel<T> * cols * kPanel<T> + row % kPanel<T>;
@@ -99,7 +89,6 @@ uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T
           __builtin_prefetch(from + rows * stride, 0, 2);
           tile[i] = n == X::width ? X::load(from) : X::load_n(from, n);
         }
-        probe.add(tile[i]);
       }
       X::transpose(tile);
       CATTN_UNROLL
@@ -108,10 +97,10 @@ uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T
         if (i < n) X::store(to + (col + i) * kPanel<T>, tile[i]);
       }
     }
-    largest.add(squares);
+    norms.add(squares);
   }
-  *norm = largest.norm();
-  return probe.flags();
+  *norm = norms.norm();
+  return block_flags(norms.sum());
 }
 
 // Elements of a transposed block; the largest norm of its rows stands behind them.
