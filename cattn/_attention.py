@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cattn import _core
-from cattn._options import Layout, Window, wanted_gradients
+from cattn._options import Layout, Precision, Window, wanted_gradients
 from cattn._types import Array, AttentionGrads, AttentionResult
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def attention(
     kv_lengths: ArrayLike | None = ...,
     dropout: float = ...,
     seed: int | None = ...,
+    precision: Precision = ...,
     layout: Layout = ...,
     return_lse: Literal[False] = ...,
     return_weights: Literal[False] = ...,
@@ -60,6 +61,7 @@ def attention(
     kv_lengths: ArrayLike | None = ...,
     dropout: float = ...,
     seed: int | None = ...,
+    precision: Precision = ...,
     layout: Layout = ...,
     return_lse: bool = ...,
     return_weights: bool = ...,
@@ -83,6 +85,7 @@ def attention(
     kv_lengths: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    precision: Precision = "highest",
     layout: Layout = "bhld",
     return_lse: bool = False,
     return_weights: bool = False,
@@ -135,6 +138,11 @@ def attention(
         by ``1 - dropout``. See `dropout_mask`.
     seed : int, optional
         Of the dropout, ``0 <= seed < 2**64``: the same seed drops the same weights.
+    precision : {"highest", "high", "medium"}
+        How the matrix products of float32 arrays may be computed: accurate to float32; from two
+        bfloat16 parts of each operand, which leaves ``a * b`` off by at most 2⁻¹⁵ of itself; or
+        from operands rounded to bfloat16, 2⁻⁷. Sums are of float32. It is a permission: where the
+        instruction set gains nothing, the result is that of "highest". Other dtypes ignore it.
     layout : {"bhld", "blhd"}
         ``"blhd"`` takes and returns ``(..., L, H, D)``, without copies.
     return_lse, return_weights : bool
@@ -162,9 +170,11 @@ def attention(
     Notes
     -----
     A masked position never contributes, whatever its key or value holds (NaN included). Half
-    types are computed in float32 and rounded once. Arrays are read in place for any strides as
-    long as the last axis is contiguous, and copied once otherwise. The result is the same to the
-    last bit for any number of threads.
+    types are computed in float32 and rounded once; instruction sets that multiply bfloat16
+    (avx512bf16, amx) also round weights for their product with v, to bfloat16 or, for float16, to
+    two of them. Arrays are read in place: masks and biases for any strides, the others as long as
+    the last axis is contiguous; otherwise they are copied once. The result is the same to the last
+    bit for any number of threads.
 
     References
     ----------
@@ -201,6 +211,7 @@ def attention(
         "kv_lengths": kv_lengths,
         "dropout": dropout,
         "seed": seed,
+        "precision": precision,
         "layout": layout,
         "num_threads": num_threads,
     }

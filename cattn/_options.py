@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 from numpy.typing import ArrayLike
 
 Layout = Literal["bhld", "blhd"]
+Precision = Literal["highest", "high", "medium"]
 Window = Sequence[int | None]
 
 
@@ -26,6 +27,7 @@ class Options(TypedDict, total=False):
     kv_lengths: ArrayLike | None
     dropout: float
     seed: int | None
+    precision: Precision
     layout: Layout
     num_threads: int | None
 

@@ -52,6 +52,7 @@ def attention(
     kv_lengths: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    precision: str = "highest",
     layout: str = "bhld",
     return_lse: bool = False,
     return_weights: bool = False,
@@ -76,6 +77,8 @@ def attention(
     - ``sinks`` ``(Hq,)``: one more score in the denominator, with nothing to add to the output.
     - ``dropout``, ``seed``: weights are multiplied by `dropout_mask` and divided by
       ``1 - dropout``. ``lse`` and the returned weights are those before it.
+    - ``precision``: what rounding is permitted in products of float32. Here nothing is rounded:
+      the word is checked and changes nothing.
 
     With scores 0 and ln 3 the second key weighs three times as much as the first:
 
@@ -99,7 +102,7 @@ def attention(
         pairs = _pairs(
             x, mask=mask, bias=bias, causal=causal, causal_offset=causal_offset, window=window,
             scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, kv_lengths=kv_lengths,
-            dropout=dropout, seed=seed, batch=_batch,
+            dropout=dropout, seed=seed, precision=precision, batch=_batch,
         )  # fmt: skip
         lse = _log_sum_exp(_with_sinks(pairs.s, sinks))
         weights = _weights(pairs.s, lse)
@@ -489,13 +492,29 @@ def _pairs(
     kv_lengths: ArrayLike | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    precision: str = "highest",
     batch: int = 0,
 ) -> _Pairs:
+    _check_options(causal, causal_offset, window, alibi_slopes, precision)
     seen = _seen(x, mask, bias, causal, causal_offset, window, kv_lengths)
     s = _scores(x, bias, scale, softcap, alibi_slopes, causal_offset, kv_lengths)
     s = np.where(seen, s, -np.inf)
     kept = seen & _dropout_mask(seen.shape, dropout, seed, batch) if dropout else seen
     return _Pairs(s, seen, kept, dropout)
+
+
+def _check_options(
+    causal: bool,
+    causal_offset: ArrayLike | None,
+    window: Window | None,
+    alibi_slopes: ArrayLike | None,
+    precision: str,
+) -> None:
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"precision: is {precision!r}, expected 'highest', 'high' or 'medium'")
+    bounded = any(side not in (None, -1) for side in window or ())
+    if causal_offset is not None and not (causal or bounded or alibi_slopes is not None):
+        raise ValueError("causal_offset: has a meaning only with causal, window or alibi_slopes")
 
 
 def _scale(x: _Inputs, scale: float | None) -> Any:

@@ -2,12 +2,10 @@
 # A new ISA is a row here, a vec/<name>.h, an isa_<name>.cpp and a line in core/dispatch.cpp.
 set(CATTN_ISAS "")
 
-function(cattn_isa name architectures)
-  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "${architectures}")
-    return()
-  endif()
-  add_library(cattn_isa_${name} OBJECT src/kernels/isa_${name}.cpp)
-  target_link_libraries(cattn_isa_${name} PRIVATE cattn_flags)
+# An object of kernels, with the flags of its ISA.
+function(cattn_kernel_object target source)
+  add_library(${target} OBJECT ${source})
+  target_link_libraries(${target} PRIVATE cattn_flags)
   # The kernels are written for an optimising compiler in every build type: at -O0 the vector
   # wrappers would be calls, and inline functions would become weak symbols.
   if(CATTN_SANITIZE)
@@ -15,20 +13,33 @@ function(cattn_isa name architectures)
   else()
     set(level -O3)
   endif()
-  target_compile_options(cattn_isa_${name} PRIVATE ${ARGN} ${level} -fno-math-errno
+  target_compile_options(${target} PRIVATE ${ARGN} ${level} -fno-math-errno
     -fno-trapping-math -fno-exceptions -fno-rtti -fno-stack-protector)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    target_compile_options(cattn_isa_${name} PRIVATE
+    target_compile_options(${target} PRIVATE
       -fno-var-tracking  # following every variable of an unrolled kernel takes minutes
       -Wno-maybe-uninitialized -Wno-uninitialized)  # GCC 12 warns about its own intrinsics
   endif()
-  set_target_properties(cattn_isa_${name} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+  set_target_properties(${target} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+endfunction()
+
+function(cattn_isa name architectures)
+  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "${architectures}")
+    return()
+  endif()
+  cattn_kernel_object(cattn_isa_${name} src/kernels/isa_${name}.cpp ${ARGN})
   set(CATTN_ISAS ${CATTN_ISAS} ${name} PARENT_SCOPE)
 endfunction()
 
+set(CATTN_AVX512_FLAGS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+  -mprefer-vector-width=512)
 cattn_isa(generic ".*")
 cattn_isa(avx2    "x86_64|AMD64" -mavx2 -mfma -mf16c)
-cattn_isa(avx512  "x86_64|AMD64" -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
-                                 -mprefer-vector-width=512)
+cattn_isa(avx512  "x86_64|AMD64" ${CATTN_AVX512_FLAGS})
+cattn_isa(avx512bf16 "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16)
+cattn_isa(amx     "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16 -mamx-tile -mamx-bf16)
+if(CATTN_EMULATED_TILES)
+  cattn_isa(amx_emulated "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16)
+endif()
 # GCC would load so far ahead of the products that accumulators go to memory.
 cattn_isa(neon    "aarch64|arm64" $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)

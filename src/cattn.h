@@ -40,7 +40,7 @@ typedef enum cattn_dtype {
   CATTN_FLOAT64 = 2,
   CATTN_BOOL = 3, /* one byte, zero or not */
   CATTN_INT64 = 4,
-  CATTN_FLOAT16 = 5, /* the half types are computed in float32 and rounded once */
+  CATTN_FLOAT16 = 5, /* results of half types are summed in float32 and rounded once */
   CATTN_BFLOAT16 = 6
 } cattn_dtype;
 
@@ -70,6 +70,15 @@ enum {
   CATTN_HAS_SOFTCAP = 1u << 3 /* use `softcap` */
 };
 
+/* How the matrix products of float32 arrays may be computed: scores, weights . v, and those of the
+ * backward and of forward mode. Sums are of float32 always. It is a permission: an instruction set
+ * that gains nothing by it computes as for the highest. Other dtypes ignore it. */
+typedef enum cattn_precision {
+  CATTN_PRECISION_HIGHEST = 0, /* accurate to float32 */
+  CATTN_PRECISION_HIGH = 1,    /* an operand is two bfloat16 parts h + m, a product hh + hm + mh */
+  CATTN_PRECISION_MEDIUM = 2   /* operands are rounded to bfloat16 */
+} cattn_precision;
+
 /* Order: s = scale (q . k), softcap tanh(s / softcap) softcap, + bias, - slope |i + offset - j|,
  * mask, softmax with the sink in its denominator, dropout, . v
  *
@@ -87,6 +96,7 @@ typedef struct cattn_attention {
   /* Keys from i + offset - window_left to i + offset + window_right are seen; -1 is unbounded. */
   int64_t window_left, window_right;
   int32_t num_threads;            /* 0: the default of cattn_set_num_threads */
+  int32_t precision;              /* cattn_precision */
   const cattn_executor* executor; /* NULL: the library's own threads */
 
   cattn_array q, k, v;
@@ -160,8 +170,8 @@ CATTN_API const char* cattn_error_message(void);
 CATTN_API cattn_status cattn_set_num_threads(int32_t n);
 CATTN_API int32_t cattn_get_num_threads(void);
 
-/* Instruction sets: "generic", "avx2", "avx512", "neon". The best one that runs here is chosen at
- * the first call; the environment variable CATTN_ISA names another. */
+/* Instruction sets: "generic", "avx2", "avx512", "avx512bf16", "amx", "neon". The best one that
+ * runs here is chosen at the first call; the environment variable CATTN_ISA names another. */
 CATTN_API const char* cattn_isa(void);
 CATTN_API cattn_status cattn_set_isa(const char* name);
 /* The i-th instruction set that runs on this machine, or NULL past the last. */

@@ -11,10 +11,47 @@ magnitudes, never the magnitude of a sum, so cancellation is paid for.
 result x is rounded once, which adds ``u' (|x| + bound) + σ / 2`` with the unit roundoff u' and the
 smallest subnormal number σ of the half type.
 
+**Precision.** Matrix products are of two kinds: of two operands (q k, dO v), and of what is
+computed in float32, the weights P and the gradients dS of the scores, with an operand (P v, Pᵀ dO,
+dS k, dSᵀ q). Either may be computed from bfloat16 numbers, whose unit roundoff is w = 2⁻⁸: for
+1 <= |x| < 2, x = h + m + e with x - h exact in float32, |x - h| <= w, hence |m| <= w and
+|e| <= w² / 2. An x next to 1 has smaller ones: |x - h| = w only from 1 + w on, |e| = w² / 2 only
+from 1 + w / 2. So |x - h| <= w |x| / (1 + w), |m| <= w |x| and |e| <= w² |x| / (2 + w) for any x.
+Products of two bfloat16 numbers are exact in float32, so what is left out is all that they add to
+the roundings of the sums: δ for two operands, δ_w for weights in the output, δ_g for weights and
+dS in gradients. For float32 operands all are
+
+- medium, ``h h'``: ``2 w / (1 + w) + (w / (1 + w))² < δ = 2 w = 2⁻⁷``.
+- high, ``h h' + h m' + m h'``: ``m m'``, ``e x'`` and ``(h + m) e'`` are missing, together
+  ``w² + w² (2 + w²) / (2 + w) < δ = 2 w² = 2⁻¹⁵``. A sum of n products now has 3 n terms.
+
+Instruction sets that multiply pairs of bfloat16 (`PAIRS`) also do so with half types, whose numbers
+are h' or h' + m' exactly. Of two operands nothing is missing, δ = 0; a weight has more digits:
+
+- bfloat16, x' = h', in the output ``h h' + m h'``: ``w² / (2 + w) < δ_w = w² / 2``, 2 n terms. In
+  gradients ``h h'``: ``w / (1 + w) < δ_g = w``.
+- float16, ``h h' + h m' + m h'`` with x' = h' + m', hence |m'| <= w |x'| / (1 + w): ``m m'`` and
+  ``e x'`` are missing, ``w² / (1 + w) + w² / (2 + w) < δ_w = δ_g = 3 w² / 2``. Two operands are
+  multiplied with ``m m'`` as well: 4 n terms.
+
+All are relative to |a| |b|, and more than is needed by a factor of 1 + w / 8, which pays for the
+roundings of what is split. The terms are larger than the products by at most ``μ - 1 = 5 w``, as
+``(1 + w)² + 2 w (1 + w)`` and ``(1 + 2 w)²`` are below 1 + 5 w. So a sum of n products that passes
+through c roundings besides its own, ``n_c = n + c`` or as many n more, is off by
+``π(n_c) = δ + μ γ(n_c)``, or π_w with δ_w, π_g with δ_g, times the sum of |a| |b|. A part below η
+may count as 0, which costs η |b| and η |a|: magnitudes are taken as ``|x| + 2 η / δ``, which
+includes that. Numbers that round to an infinite bfloat16 are left aside.
+
+For everything else δ = 0, μ = 1, π = γ and magnitudes are |x|. That includes the highest precision
+from three parts (`PAIRS`): of nine products the six largest are taken, the others are about
+2⁻²⁴ = u. The small ones are summed first, so that their roundings are not of the size of the sum,
+and this starts anew in every block and passes through fewer additions than are counted.
+
 **Scores.** ``s = scale q·k + b`` passes through D roundings in the dot product and at most 8 more:
 scale is rounded (3), multiplied, the bias is added, the change to base 2 multiplies by a rounded
-log2 e (2), one to spare. With ``A = |scale| |q|·|k| + |b|``, ``M = max_j A_ij`` the error is
-``γ(n_s) A``, ``n_s = D + 8``. What else makes a score adds to n_s and A:
+log2 e (2), one to spare. With ``A_p = |scale| |q|·|k|``, ``A = A_p + |b|``, ``M = max_j A_ij`` the
+error is ``S = δ A_p + μ γ(n_s) A``, ``n_s = D + 8``, 3 D + 8 or 4 D + 8. What else makes a score
+adds to n_s and A:
 
 - softcap: n_s + 18. The slope of ``c tanh(s / c)`` is at most 1, so the error of s is not
   magnified; c is rounded and divides (2). The hyperbolic tangent is off by 16 u relatively
@@ -24,60 +61,62 @@ log2 e (2), one to spare. With ``A = |scale| |q|·|k| + |b|``, ``M = max_j A_ij`
   beyond 2²⁴ are not float32 numbers), the difference of the positions, and the sum.
 
 The exponent ``s - m``, with m some score of the row, an integer near it or none at all, is rounded
-once, and again when m moves: at most ``4 u M`` together, as ``|s - m| <= 2 M``. So a weight
+once, and again when m moves: at most ``4 u μ M`` together, as ``|s - m| <= 2 μ M``. So a weight
 ``e^(s - m)`` is computed up to a factor within ``exp(±E)``,
 
-    E = γ(n_s) A + 4 u M + 4 u,
+    E = S + 4 u μ M + 4 u,
 
 the last term being the exponential function itself (its polynomial and Horner's rule: 4 u).
 
-**Output.** Numerator ``N = Σ w_j v_j`` and denominator ``S = Σ w_j`` take n_k roundings: Lk, and 5
-per block of keys if m moves there (the factor's exponential and one product). Dividing both by the
-exact denominator,
+**Output.** Numerator ``N = Σ w_j v_j`` and denominator ``Z = Σ w_j`` take n_k roundings: Lk, and 5
+per block of keys if m moves there (the factor's exponential and one product). N is a sum of
+products, Z one of float32 weights whatever the precision. Dividing both by the exact denominator,
 
-    τ = exp(E + γ(n_k)) - 1,    δN = Σ P_j τ_j |v_j| + η (Σ |v_j| + Lk),    δS = Σ P_j τ_j + η Lk,
-    |out error| <= (1 + r u) (δN + |out| δS) / (1 - δS) + r u |out|,
+    τ = exp(E + γ(n_k)) - 1,    τ_N = exp(E + π_w(n_k)) - 1,
+    δN = Σ P_j τ_N,j |v_j| + η (Σ |v_j| + Lk),    δZ = Σ P_j τ_j + η Lk,
+    |out error| <= (1 + r u) (δN + |out| δZ) / (1 - δZ) + r u |out|,
 
-from ``(N + δN) / (S + δS) - N / S`` and r = 3 roundings for the quotient.
+from ``(N + δN) / (Z + δZ) - N / Z`` and r = 3 roundings for the quotient.
 
-- A sink is one more term of S: ``n_k + 6`` (m may move to it), M is at least |sink|,
-  ``δS + P_sink τ_sink`` with ``γ(4) |sink|`` in place of ``γ(n_s) A``, and r + 2.
+- A sink is one more term of Z: ``n_k + 6`` (m may move to it), M is at least |sink|,
+  ``δZ + P_sink τ_sink`` with ``γ(4) |sink|`` in place of S, and r + 2.
 - Dropout multiplies every term of N by ``R = kept / (1 - p)``, which is rounded: r + 2.
 - A window, lengths and masks leave terms out; nothing is added.
 
-**Log-sum-exp.** ``lse = m + log S``: ``-log(1 - δS)``, and 4 roundings of terms no larger than
+**Log-sum-exp.** ``lse = m + log Z``: ``-log(1 - δZ)``, and 4 roundings of terms no larger than
 ``M + |lse|``.
 
 **Weights recomputed from the lse**, ``P = e^(s - lse)``: the same E without the running m, and the
 lse is multiplied by log2 e (3 u |lse| with the subtraction):
 
-    ρ = exp(γ(n_s + 1) A + 3 u |lse| + |lse error| + 4 u) - 1.
+    ρ = exp(S + μ u A + 3 u |lse| + |lse error| + 4 u) - 1.
 
 **Gradients.** ``dP = R dO·v`` and ``Δ = dO·out - dlse`` are sums of Dv and Dv + 1 products; R costs
 two roundings,
 
-    g = γ(Dv + 3) R |dO|·|v| + γ(Dv + 2) (|dO|·|out| + |dlse|) + |dO|·|out error|,
+    g = π(Dv + 3) R |dO|·|v| + γ(Dv + 2) (|dO|·|out| + |dlse|) + |dO|·|out error|,
     |dS error| = ε <= P ((1 + ρ)(1 + 3 u)(|dP - Δ| + g) - |dP - Δ|) + η (1 + |dP - Δ|)
 
-and the sums of n terms that follow are each ``Σ error·|x| + γ(n + 5) Σ (value + error)·|x| + n η``,
-times |scale|, plus ``η (1 + Σ (value + error)·|x|)`` for a scale or a product that underflows: for
-dV over P R and dO, for dK over dS and q, for dQ over dS and k (n counts all that is summed,
-broadcast axes and grouped heads included; 5 for the scale), for dbias over dS alone, then rounded
-to bias's dtype.
+and the sums of n terms that follow are each
+``Σ error·|x| + π_g(n + 5) Σ (value + error)·|x| + n η``, times |scale|, plus
+``η (1 + Σ (value + error)·|x|)`` for a scale or a product that underflows: for dV over P R and dO,
+for dK over dS and q, for dQ over dS and k (n counts all that is summed, broadcast axes and grouped
+heads included; 5 for the scale), for dbias over dS alone, with γ, then rounded to bias's dtype.
 
 - A softcap multiplies dS by ``c' = 1 - tanh²`` on its way to dQ and dK. As ``|tanh''| <= 1``, c' is
-  off by ``σ_c = γ(n_s) A / c + 34 u`` (twice 16 u tanh², and two roundings), absolutely: there is
+  off by ``σ_c = π(n_s) A_p / c + 34 u`` (twice 16 u tanh², and two roundings), absolutely: there is
   cancellation where it saturates. The error grows to ``(c' + σ_c)(1 + u)(|dS| + ε) - c' |dS|``.
 - ``dsinks = -Σ P_sink Δ`` with ``ρ_sink = exp(3 u (|sink| + |lse|) + |lse error| + 4 u) - 1`` and
   the error of Δ above, summed likewise and rounded to the sinks' dtype.
 
-**Forward mode.** ``dS = scale c' (dQ·k + q·dK)`` has the magnitude
-``T = |scale| (|dQ|·|k| + |q|·|dK|)`` and is off by ``ε_s = γ(n_s) (c' + σ_c) T + σ_c T``. Its sums
-``U = Σ P R (dS v + dv)`` and ``μ = Σ P dS`` are off by
+**Forward mode.** Whatever the instruction set, half types are computed in float32.
+``dS = scale c' (dQ·k + q·dK)`` has the magnitude ``T = |scale| (|dQ|·|k| + |q|·|dK|)`` and is off
+by ``ε_s = π(n_s + D) (c' + σ_c) T + σ_c T``, as it is a sum of 2 D products (n_s + 3 D for 6 D
+terms). Its sums ``U = Σ P R (dS v + dv)`` and ``ν = Σ P dS`` are off by
 ``δU = Σ P R ((τ' + 1) (|dS| + ε_s) - |dS|) |v| + Σ P R τ' |dv|``, τ' having three roundings more
-than τ, and δμ alike with neither R nor v; each is divided by S as the output is. Then
+than τ_N, and δν alike with neither R nor v; each is divided by Z as the output is. Then
 
-    |dO error| <= δU + |μ| |out error| + δμ (|out| + |out error|) + 8 u (|U| + |μ| |out|).
+    |dO error| <= δU + |ν| |out error| + δν (|out| + |out error|) + 8 u (|U| + |ν| |out|).
 
 **Rotary embedding.** ``x1 cos - x2 sin`` with rounded tables: ``γ(4) (|x1 cos| + |x2 sin|) + η``.
 
@@ -91,7 +130,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cattn import AttentionGrads, AttentionResult, reference
+from cattn import AttentionGrads, AttentionResult, _core, reference
 from cattn.reference import _inputs, _one_head_axis, _sum_to, _swap, _transposed
 
 KEYS_PER_BLOCK = 32  # at least
@@ -125,42 +164,110 @@ def rounded(bound: Any, exact: Any, dtype: Any) -> Any:
         return bound + unit_roundoff(dtype) * (np.abs(exact) + bound) + smallest / 2
 
 
+class Products(NamedTuple):
+    """How matrix products of one kind are computed: the section on precision."""
+
+    u: float
+    terms: int = 1  # of a sum, for each product
+    delta: float = 0.0  # δ
+    mu: float = 1.0
+    least: float = 0.0  # what is added to the magnitude of an operand
+
+    def count(self, n, more=0):
+        return self.terms * n + more
+
+    def pi(self, n_c):
+        return self.delta + self.mu * gamma(n_c, self.u)
+
+    def size(self, x):
+        return np.abs(x) + self.least
+
+
+class Arithmetic(NamedTuple):
+    operands: Products  # of two operands
+    weights: Products  # of P with v
+    gradients: Products  # of P or dS with an operand
+
+
+# (terms, δ) of products of operands, of weights and of gradients: the section on precision.
+W = 2.0**-8
+EXACT = ((1, 0.0),) * 3
+FLOAT32 = {"highest": EXACT, "high": ((3, 2 * W**2),) * 3, "medium": ((1, 2 * W),) * 3}
+BFLOAT16 = (1, 0.0), (2, W**2 / 2), (1, W)
+FLOAT16 = (4, 0.0), (3, 1.5 * W**2), (3, 1.5 * W**2)
+# What instruction sets multiply on pairs of bfloat16 numbers unasked.
+TILES = {"float32": EXACT, "float16": FLOAT16, "bfloat16": BFLOAT16}
+PAIRS = {"avx512bf16": {"bfloat16": BFLOAT16}, "amx": TILES, "amx_emulated": TILES}
+
+
+def multiplies_pairs(dtype: Any) -> bool:
+    """Whether the current instruction set does so with the highest precision."""
+    return np.dtype(dtype).name in PAIRS.get(_core.isa(), {})
+
+
+def arithmetic(dtype: Any, precision: str, *, forward_mode: bool = False) -> Arithmetic:
+    """Of the current instruction set."""
+    wide, name = computed_in(dtype), np.dtype(dtype).name
+    u, tiny = unit_roundoff(wide), float(np.finfo(wide).tiny)
+    if name == "float32":
+        kinds = FLOAT32[precision]
+    else:
+        kinds = EXACT if forward_mode else PAIRS.get(_core.isa(), {}).get(name, EXACT)
+
+    def products(terms, delta):
+        mu = 1 + 5 * W if delta or terms > 1 else 1.0
+        return Products(u, terms, delta, mu, 2 * tiny / delta if delta else 0.0)
+
+    return Arithmetic(*(products(*kind) for kind in kinds))
+
+
 class Terms(NamedTuple):
     """What all bounds begin with; arrays are ``(..., Hq, Lq, Lk)``."""
 
     x: Any  # q, k, v
     pairs: Any  # s, seen and kept
     a: Any  # A, 0 where masked
-    n_s: int
+    a_p: Any  # A_p likewise
+    n_s: float
     slope: Any  # c', 1 without a softcap
     slope_error: Any  # σ_c
     sink: Any  # (..., Hq, Lq, 1), -inf without one
     u: float
     tiny: float
+    operands: Products
+    weights: Products
+    gradients: Products
 
     def kept(self, p):
         return self.pairs.dropped(p)
 
+    def score_error(self, more_roundings=0):
+        """S, or with more roundings."""
+        of_float32 = gamma(self.n_s + more_roundings, self.u) * self.a
+        return self.operands.delta * self.a_p + self.operands.mu * of_float32
+
 
 def terms(
     q, k, v, *, layout="bhld", bias=None, scale=None, softcap=None, alibi_slopes=None, sinks=None,
-    _batch=0, **options,
+    precision="highest", forward_mode=False, _batch=0, **options,
 ):  # fmt: skip
     wide = computed_in(q.dtype)
     u, tiny = unit_roundoff(wide), float(np.finfo(wide).tiny)
     x = _inputs(q, k, v, layout, np.float64)
+    kinds = arithmetic(q.dtype, precision, forward_mode=forward_mode)
+    by = kinds.operands
     with np.errstate(all="ignore"):
         pairs = reference._pairs(
             x, bias=bias, scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, batch=_batch,
             **options,
         )  # fmt: skip
-        a = abs(reference._scale(x, scale)) * (np.abs(x.q) @ _transposed(np.abs(x.k)))
-        n_s = x.q.shape[-1] + 8
+        a = a_p = abs(reference._scale(x, scale)) * (by.size(x.q) @ _transposed(by.size(x.k)))
+        n_s = by.count(x.q.shape[-1], 8)
         slope = np.broadcast_to(reference._softcap_slope(x, scale, softcap), a.shape)
         slope_error = 0.0
         if softcap is not None:
             n_s += TANH + 2
-            slope_error = gamma(n_s, u) * a / softcap + (2 * TANH + 2) * u
+            slope_error = by.pi(n_s) * a_p / softcap + (2 * TANH + 2) * u
         if bias is not None:
             a = a + np.abs(np.asarray(bias, np.float64))
         if alibi_slopes is not None:
@@ -171,22 +278,23 @@ def terms(
     sink = reference._sink_column(
         -np.inf * np.ones(x.q.shape[-3]) if sinks is None else sinks, pairs.s
     )
-    return Terms(x, pairs, np.where(pairs.seen, a, 0), n_s, slope, slope_error, sink, u, tiny)
+    a, a_p = (np.where(pairs.seen, size, 0) for size in (a, a_p))
+    return Terms(x, pairs, a, a_p, n_s, slope, slope_error, sink, u, tiny, *kinds)
 
 
 class Sums(NamedTuple):
     """The errors of sums over the keys, divided by the denominator."""
 
-    tau: Any
-    d_s: Any  # δS
+    tau_n: Any  # τ_N
+    d_z: Any  # δZ
     m: Any  # M, (..., Hq, Lq, 1)
     r: float
 
     def quotient(self, error, value, u):
         """Of a sum with this error, divided by the computed denominator."""
-        room = np.maximum(1 - self.d_s, 0)[..., None]
+        room = np.maximum(1 - self.d_z, 0)[..., None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            off = (1 + self.r * u) * (error + value * self.d_s[..., None]) / room
+            off = (1 + self.r * u) * (error + value * self.d_z[..., None]) / room
         return off + self.r * u * value
 
 
@@ -195,14 +303,16 @@ def sums(t: Terms, p, lse, more_roundings=0) -> Sums:
     has_sink = ~np.isneginf(t.sink)
     sink = np.where(has_sink, np.abs(t.sink), 0)
     m = np.maximum(t.a.max(axis=-1, initial=0, keepdims=True), sink)
-    n_k = keys + 5 * np.ceil(keys / KEYS_PER_BLOCK) + 6 * bool(has_sink.any()) + more_roundings
-    rest = 4 * t.u * m + EXP * t.u + gamma(n_k, t.u)
-    tau = np.expm1(np.minimum(gamma(t.n_s, t.u) * t.a + rest, 700))
-    d_s = (p * tau).sum(axis=-1) + t.tiny * (keys + 1)
+    more = 5 * np.ceil(keys / KEYS_PER_BLOCK) + 6 * bool(has_sink.any()) + more_roundings
+    weight = 4 * t.u * t.operands.mu * m + EXP * t.u  # E without S
+    in_z = weight + gamma(keys + more, t.u)
+    in_n = weight + t.weights.pi(t.weights.count(keys, more))
+    tau, tau_n = (np.expm1(np.minimum(t.score_error() + rest, 700)) for rest in (in_z, in_n))
+    d_z = (p * tau).sum(axis=-1) + t.tiny * (keys + 1)
     p_sink = np.exp(t.sink - np.where(np.isneginf(lse), 0, lse)[..., None])[..., 0]
-    d_s = d_s + p_sink * np.expm1(np.minimum(gamma(4, t.u) * sink + rest, 700))[..., 0]
+    d_z = d_z + p_sink * np.expm1(np.minimum(gamma(4, t.u) * sink + in_z, 700))[..., 0]
     r = 3 + 2 * bool(has_sink.any()) + 2 * (t.pairs.dropout > 0)
-    return Sums(tau, d_s, m, r)
+    return Sums(tau_n, d_z, m, r)
 
 
 def attention_bound(q, k, v, *, layout="bhld", **options):
@@ -217,9 +327,9 @@ def attention_bound(q, k, v, *, layout="bhld", **options):
     p = _one_head_axis(exact.weights)
 
     s = sums(t, p, lse)
-    out_bound = s.quotient(_error_of_mean(t, p, s.tau), np.abs(out), t.u)
+    out_bound = s.quotient(_error_of_mean(t, p, s.tau_n), np.abs(out), t.u)
     with np.errstate(divide="ignore", invalid="ignore"):
-        lse_bound = -np.log(np.maximum(1 - s.d_s, 0))
+        lse_bound = -np.log(np.maximum(1 - s.d_z, 0))
         lse_bound = lse_bound + 4 * t.u * (s.m[..., 0] + np.abs(lse)) + t.tiny
     empty = np.isneginf(lse)
     out_bound, lse_bound = np.where(empty[..., None], 0, out_bound), np.where(empty, 0, lse_bound)
@@ -232,11 +342,11 @@ def attention_bound(q, k, v, *, layout="bhld", **options):
     return AttentionResult(_swap(out_bound, layout), lse_bound, weights_bound)
 
 
-def _error_of_mean(t, p, tau):
+def _error_of_mean(t, p, tau_n):
     """δN of the output."""
-    magnitude, keys = np.abs(t.x.v), t.x.k.shape[-2]
-    least = t.tiny * (magnitude.sum(axis=-2, keepdims=True) + keys) / (1 - t.pairs.dropout)
-    return t.kept(p * tau) @ magnitude + least
+    magnitude, terms = t.weights.size(t.x.v), t.weights.count(t.x.k.shape[-2])
+    least = t.tiny * (magnitude.sum(axis=-2, keepdims=True) + terms) / (1 - t.pairs.dropout)
+    return t.kept(t.weights.size(p) * tau_n) @ magnitude + least
 
 
 def attention_backward_bound(
@@ -249,7 +359,7 @@ def attention_backward_bound(
     """
     options |= {"layout": layout, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
     t = terms(q, k, v, **options)
-    x, u, tiny, seen = t.x, t.u, t.tiny, t.pairs.seen
+    x, u, tiny, seen, by, of_gradients = t.x, t.u, t.tiny, t.pairs.seen, t.operands, t.gradients
     value_dim = x.v.shape[-1]
 
     def to_heads(array):
@@ -267,12 +377,12 @@ def attention_backward_bound(
     p = np.exp(t.pairs.s - finite_lse[..., None])
     rho = _recomputed(t, own_lse, lse_error)
 
-    magnitude = np.abs(d_out)
+    magnitude = by.size(d_out)
     from_row = gamma(value_dim + 2, u) * ((magnitude * np.abs(own_out)).sum(axis=-1) + abs(d_lse))
     from_row = from_row + (magnitude * out_error).sum(axis=-1)
     delta = (d_out * own_out).sum(axis=-1) - d_lse
-    d_p = t.kept(magnitude @ _transposed(np.abs(x.v)))
-    g = gamma(value_dim + 3, u) * d_p + from_row[..., None]
+    d_p = t.kept(magnitude @ _transposed(by.size(x.v)))
+    g = by.pi(by.count(value_dim, 3)) * d_p + from_row[..., None]
     exact = np.abs(t.kept(d_out @ _transposed(x.v)) - delta[..., None])
     eps = p * ((1 + rho) * (1 + 3 * u) * (exact + g) - exact) + tiny * (1 + exact)
     eps = np.where(seen, eps, 0)
@@ -287,16 +397,18 @@ def attention_backward_bound(
     batch = int(np.prod(seen.shape[:-3]))
 
     def summed(error, total, other, terms, factor=1.0):
-        sums = total @ other
-        bound = factor * (error @ other + gamma(terms + 5, u) * sums + terms * tiny)
+        other = of_gradients.size(other)
+        sums = of_gradients.size(total) @ other
+        terms = of_gradients.count(terms)
+        bound = factor * (error @ other + of_gradients.pi(terms + 5) * sums + terms * tiny)
         return bound + tiny * (1 + sums)  # the factor, or the product with it, may underflow
 
     queries, keys = seen.shape[-2:]
-    d_q = summed(eps_s, value_s + eps_s, np.abs(x.k), batch * keys, factor)
+    d_q = summed(eps_s, value_s + eps_s, x.k, batch * keys, factor)
     n = batch * group * queries
-    d_k = summed(_transposed(eps_s), _transposed(value_s + eps_s), np.abs(x.q), n, factor)
+    d_k = summed(_transposed(eps_s), _transposed(value_s + eps_s), x.q, n, factor)
     p_eps = np.where(seen, p * rho + tiny, 0)
-    d_v = summed(_transposed(t.kept(p_eps)), _transposed(t.kept(p + p_eps)), magnitude, n)
+    d_v = summed(_transposed(t.kept(p_eps)), _transposed(t.kept(p + p_eps)), d_out, n)
 
     def own(bound, of):
         shape = _swap(of, layout).shape
@@ -336,22 +448,28 @@ def attention_backward_bound(
 def attention_jvp_bound(q, k, v, dq, dk, dv, *, layout="bhld", scale=None, **options):
     """Bounds on the errors of out and of its tangent."""
     options |= {"layout": layout, "scale": scale}
-    t = terms(q, k, v, **options)
+    t = terms(q, k, v, **options, forward_mode=True)
     d = _inputs(dq, dk, dv, layout, np.float64)
     exact = reference.attention(q, k, v, **options, return_lse=True, return_weights=True)
     p, lse = _one_head_axis(exact.weights), exact.lse[None] if t.x.one_head else exact.lse
     out = np.abs(_one_head_axis(_swap(exact.out, layout)))
     s, u = sums(t, p, lse, more_roundings=3), t.u
-    out_bound = s.quotient(_error_of_mean(t, p, s.tau), out, u)
+    out_bound = s.quotient(_error_of_mean(t, p, s.tau_n), out, u)
 
-    size = np.abs(d.q) @ _transposed(np.abs(t.x.k)) + np.abs(t.x.q) @ _transposed(np.abs(d.k))
+    by, of_weights = t.operands, t.weights
+    size = by.size(d.q) @ _transposed(by.size(t.x.k)) + by.size(t.x.q) @ _transposed(by.size(d.k))
     size = abs(reference._scale(t.x, scale)) * np.where(t.pairs.seen, size, 0)
-    error = (gamma(t.n_s, u) * (t.slope + t.slope_error) + t.slope_error) * size
+    n_t = t.n_s + by.count(t.x.q.shape[-1])  # sums of 2 D products
+    error = (by.pi(n_t) * (t.slope + t.slope_error) + t.slope_error) * size
     ds = t.slope * size
-    moved = p * ((1 + s.tau) * (ds + error) - ds) + t.tiny * (1 + ds) * t.pairs.seen
-    abs_v, abs_dv = np.abs(t.x.v), np.abs(d.v)
-    least = t.tiny * ((abs_v + abs_dv).sum(axis=-2, keepdims=True) + t.x.k.shape[-2])
-    d_u = t.kept(moved) @ abs_v + t.kept(p * s.tau) @ abs_dv + least / (1 - t.pairs.dropout)
+    moved = (
+        of_weights.size(p) * ((1 + s.tau_n) * (ds + error) - ds) + t.tiny * (1 + ds) * t.pairs.seen
+    )
+    abs_v, abs_dv = of_weights.size(t.x.v), of_weights.size(d.v)
+    keys = of_weights.count(t.x.k.shape[-2])
+    least = t.tiny * ((abs_v + abs_dv).sum(axis=-2, keepdims=True) + keys)
+    d_u = t.kept(moved) @ abs_v + t.kept(of_weights.size(p) * s.tau_n) @ abs_dv
+    d_u = d_u + least / (1 - t.pairs.dropout)
     size_u = t.kept(p * ds) @ abs_v + t.kept(p) @ abs_dv
     d_mean, mean = moved.sum(axis=-1)[..., None], (p * ds).sum(axis=-1)[..., None]
     d_mean = s.quotient(d_mean, mean, u)
@@ -383,7 +501,7 @@ def rope_bound(x, cos, sin, *, of=reference.rope, **options):
 def _recomputed(t, lse, lse_error):
     """ρ: the relative error of a weight that is computed from the lse."""
     finite = np.where(np.isneginf(lse), 0, np.abs(lse))
-    e = gamma(t.n_s + 1, t.u) * t.a + (3 * t.u * finite + lse_error)[..., None] + EXP * t.u
+    e = t.score_error(1) + (3 * t.u * finite + lse_error)[..., None] + EXP * t.u
     return np.expm1(np.minimum(e, 700))  # no overflow: inf times a weight of 0 is NaN
 
 

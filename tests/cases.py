@@ -47,6 +47,7 @@ class Case:
     offsets: bool = False
     dropout: float = 0.0
     parameters: str | None = None  # dtype of bias, sinks and slopes, if not q's
+    precision: str = "highest"
 
 
 class Problem(NamedTuple):
@@ -97,6 +98,8 @@ def problem(case: Case, dtype) -> Problem:
     v = heads(case.hkv, case.lk, case.dv)
     own = np.dtype(case.parameters or dtype)
     options: dict[str, Any] = {"layout": case.layout}
+    if case.precision != "highest":
+        options["precision"] = case.precision
     if case.causal:
         options |= {"causal": True, "causal_offset": case.causal_offset}
     if case.scale is not None:
@@ -126,27 +129,51 @@ def problem(case: Case, dtype) -> Problem:
     return Problem(q, k, v, options, dout, dlse)
 
 
-@lru_cache(maxsize=4096)
 def forward(case: Case, dtype) -> Forward:
+    arithmetic = bounds.arithmetic(dtype, case.precision)
+    return Forward(exact_forward(case, dtype), forward_bound(case, dtype, arithmetic))
+
+
+@lru_cache(maxsize=4096)
+def exact_forward(case: Case, dtype) -> AttentionResult:
     q, k, v, options, *_ = problem(case, dtype)
-    exact = reference.attention(
+    return reference.attention(
         q, k, v, **options, return_lse=True, return_weights=True, _dtype=exact_dtype(dtype)
     )
-    return Forward(exact, bounds.attention_bound(q, k, v, **options))
+
+
+# Bounds depend on the current instruction set, as far as its arithmetic differs.
+@lru_cache(maxsize=4096)
+def forward_bound(case: Case, dtype, arithmetic) -> AttentionResult:
+    q, k, v, options, *_ = problem(case, dtype)
+    return bounds.attention_bound(q, k, v, **options)
+
+
+def backward(case: Case, dtype) -> Backward:
+    """The gradients as functions of out and lse, which are the exact ones, rounded."""
+    arithmetic = bounds.arithmetic(dtype, case.precision)
+    return Backward(*exact_backward(case, dtype), backward_bound(case, dtype, arithmetic))
 
 
 @lru_cache(maxsize=4096)
-def backward(case: Case, dtype) -> Backward:
-    """The gradients as functions of out and lse, which are the exact ones, rounded."""
+def exact_backward(case: Case, dtype):
     q, k, v, options, dout, dlse = problem(case, dtype)
-    exact = forward(case, dtype).exact
+    exact = exact_forward(case, dtype)
     out, lse = exact.out.astype(dtype), exact.lse.astype(dlse.dtype)
     options = {**options, "dlse": dlse, "grads": wanted(options)}
     exact = reference.attention_backward(
         dout, q, k, v, out, lse, **options, _dtype=exact_dtype(dtype)
     )
-    bound = bounds.attention_backward_bound(dout, q, k, v, out, lse, **options)
-    return Backward(out, lse, exact, bound)
+    return out, lse, exact
+
+
+@lru_cache(maxsize=4096)
+def backward_bound(case: Case, dtype, arithmetic) -> AttentionGrads:
+    q, k, v, options, dout, dlse = problem(case, dtype)
+    out, lse, _ = exact_backward(case, dtype)
+    return bounds.attention_backward_bound(
+        dout, q, k, v, out, lse, **options, dlse=dlse, grads=wanted(options)
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -23,6 +23,29 @@ from cattn import _core  # noqa: E402
 hypothesis.settings.register_profile("cattn", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("cattn")
 
+# What repeats the kernels of another instruction set is left out: avx512bf16 has kernels of its own
+# for bfloat16 and precisions of float32, and beside them those of avx512, as has amx for float64.
+# Tests without a dtype are about everything else, or run all of them by themselves.
+PRECISION_AND_MEMORY = {"test_precision", "test_guard_pages"}
+
+
+def adds_nothing(item):
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    isa = given.get("isa")
+    dtypes = {given[name] for name in ("dtype", "any_dtype", "half") if name in given}
+    names = {dtype if isinstance(dtype, str) else np.dtype(dtype).name for dtype in dtypes}
+    if isa == "avx512bf16":
+        return "bfloat16" not in names and item.module.__name__ not in PRECISION_AND_MEMORY
+    return isa in ("amx", "amx_emulated") and "float64" in names
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = [item for item in items if adds_nothing(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not adds_nothing(item)]
+
+
 ERRORS = pytest.StashKey[dict[str, float]]()
 
 
@@ -81,8 +104,8 @@ def pytest_terminal_summary(terminalreporter, config):
     isas = _core.available_isas()
     terminalreporter.section("largest error / bound")
     terminalreporter.write_line(
-        f"{'function':<12}{'dtype':<10}" + "".join(f"{i:>10}" for i in isas)
+        f"{'function':<18}{'dtype':<10}" + "".join(f"{i:>14}" for i in isas)
     )
     for (function, dtype), by_isa in sorted(rows.items()):
-        cells = "".join(f"{by_isa[i]:>10.3f}" if i in by_isa else f"{'':>10}" for i in isas)
-        terminalreporter.write_line(f"{function:<12}{dtype:<10}{cells}")
+        cells = "".join(f"{by_isa[i]:>14.3f}" if i in by_isa else f"{'':>14}" for i in isas)
+        terminalreporter.write_line(f"{function:<18}{dtype:<10}{cells}")

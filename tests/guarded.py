@@ -2,7 +2,8 @@
 
 Every array lies right before or right after a page without access, so reading or writing a byte
 outside of it ends the process. The case is printed before it runs: the last line tells which one it
-was. With "overrun" as its second argument the script itself reads past the end of such an array.
+was. Arguments: the instruction set, the side of the page, and kinds of numbers: "dtype" or
+"dtype:precision". With "overrun" for a side the script itself reads past the end of such an array.
 """
 
 import ctypes
@@ -54,10 +55,19 @@ def cases():
         yield i, lq, lk, d, dv, option
 
 
-def run(side, dtype):
-    count = 0
+def named(name):
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def run(side, kind):
+    name, _, precision = kind.partition(":")
+    dtype, count = named(name), 0
     for seed, lq, lk, d, dv, option in cases():
-        print(side, np.dtype(dtype).name, (lq, lk), (d, dv), option, flush=True)
+        print(side, kind, (lq, lk), (d, dv), option, flush=True)
         rng = np.random.default_rng(seed)
 
         def draw(*shape, rng=rng):
@@ -76,6 +86,8 @@ def run(side, dtype):
             "heads": {"alibi_slopes": number(2), "sinks": number(2), "softcap": 3.0},
             "lengths": {"kv_lengths": np.asarray(lk // 2), "dropout": 0.3, "seed": seed},
         }[option]
+        if precision:
+            options["precision"] = precision
         grads = ["q", "k", "v", *({"bias", "sinks"} & options.keys())]
         expected = cattn.attention(q, k, v, **options, return_lse=True, return_weights=True)
         dlse = dout[..., 0].astype(expected.lse.dtype)
@@ -101,7 +113,7 @@ def run(side, dtype):
     return count
 
 
-def main(isa, side):
+def main(isa, side, *kinds):
     faulthandler.enable()
     _core.set_isa(isa)
     if side == "overrun":
@@ -109,8 +121,7 @@ def main(isa, side):
         print("reading past the end", flush=True)
         print(np.lib.stride_tricks.as_strided(array, (11,), (4,)).sum())
         return
-    count = sum(run(side, dtype) for dtype in (np.float32, np.float64, np.float16))
-    print("completed", count)
+    print("completed", sum(run(side, kind) for kind in kinds))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 That they are within the error bound under every option is test_options' matter.
 """
 
+import bounds
 import numpy as np
 import pytest
-from cases import Case, check_tangent, problem, tangent
+from cases import Case, check_tangent, forward, problem, tangent
 from support import assert_same, normal
 
 import cattn
@@ -39,10 +40,17 @@ def test_within_the_bound_around_blocks(any_dtype, record):
 
 
 def test_the_output_is_that_of_attention(any_dtype, case):
+    """To the last bit, unless attention multiplies pairs of bfloat16, which forward mode does not:
+    then as near as both are to the exact one."""
     q, k, v, options, *_ = problem(case, any_dtype)
     moves = tangent(case, any_dtype).moves
     out, _ = cattn.attention_jvp(q, k, v, *moves, **options)
-    assert_same(out, cattn.attention(q, k, v, **options))
+    expected = cattn.attention(q, k, v, **options)
+    if bounds.multiplies_pairs(any_dtype):
+        limit = forward(case, any_dtype).bound.out + tangent(case, any_dtype).bound[0]
+        bounds.worst(out, expected.astype(np.float64), limit)
+    else:
+        assert_same(out, expected)
 
 
 def test_central_differences(case):

@@ -50,6 +50,9 @@ def starts(*numbers):
     ({"dropout": 0.1, "seed": 2**64}, ValueError, r"seed: is 18446744073709551616"),
     ({"dropout": 0.1, "seed": 1.5}, TypeError, r"seed: is 1.5"),
     ({"dropout": 0.1, "seed": True}, TypeError, r"seed: is True"),
+    ({"precision": "low"}, ValueError, r"precision: is 'low', expected 'highest', 'high' or 'med"),
+    ({"precision": None}, ValueError, r"precision: is None"),
+    ({"precision": 1}, ValueError, r"precision: is 1"),
     ({"mask": np.ones((3, 3), np.float32)}, TypeError, r"mask: dtype float32.*bool"),
     ({"bias": np.ones((3, 3), bool)}, TypeError, r"bias: dtype bool"),
 ])  # fmt: skip

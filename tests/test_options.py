@@ -81,6 +81,7 @@ def random_cases(draw):
             -1 if side is None else side for side in window) >= 0)),
         dropout=draw(st.sampled_from([0.0, 0.0, 0.2, 0.7])),
         parameters=draw(st.sampled_from([None, "float32"])),
+        precision=draw(st.sampled_from(["highest", "high", "medium"])),
     )  # fmt: skip
 
 

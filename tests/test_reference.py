@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import assert_same, normal
 
+import cattn
 from cattn import AttentionGrads, AttentionResult, reference
 
 
@@ -133,6 +134,33 @@ def test_unknown_words():
         reference.attention_backward(q, q, q, q, q, q[:, 0], grads=("w",))
     with pytest.raises(ValueError, match="bias"):
         reference.attention_backward(q, q, q, q, q, q[:, 0], grads=("bias",))
+    with pytest.raises(ValueError, match=r"precision: is 'low', expected 'highest', 'high' or 'me"):
+        reference.attention(q, q, q, precision="low")
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"window": None}, {"window": (None, -1)}, {"mask": np.True_}, {"kv_lengths": 2},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("module", [cattn, reference], ids=["cattn", "reference"])
+def test_an_offset_of_nothing(module, options):
+    """The offset is that of causal, window or ALiBi: without one of them it is a mistake."""
+    q, lse = np.ones((1, 2, 3)), np.zeros((1, 2))
+    options = {**options, "causal_offset": 0}
+    packed, starts = np.ones((2, 1, 3)), [0, 2]
+    own = {name: o for name, o in options.items() if name != "kv_lengths"}
+    for call in (
+        lambda **more: module.attention(q, q, q, **options, **more),
+        lambda **more: module.attention_backward(q, q, q, q, q, lse, **options, **more),
+        lambda **more: module.attention_jvp(*[q] * 6, **options, **more),
+        lambda **more: module.attention_varlen(*[packed] * 3, starts, starts, **own, **more),
+        lambda **more: module.attention_varlen_backward(
+            *[packed] * 5, lse, starts, starts, **own, **more
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"^causal_offset: has a meaning only with causal, wi"):
+            call()
+        call(causal=True)
+        call(alibi_slopes=np.ones(1))
 
 
 def test_merge_of_nothing():
@@ -183,7 +211,8 @@ def test_window_is_a_mask(window, seen, offset):
     position = np.arange(5)[:, None] + np.reshape(2 if offset is None else offset, (-1, 1, 1, 1))
     distance = np.arange(7) - position
     options = {"window": window, "causal_offset": offset}
-    assert_close(everything(q, k, v, **options), everything(q, k, v, mask=seen(distance)))
+    alone = options if window != (-1, None) else {"window": window}  # without bounds, no offset
+    assert_close(everything(q, k, v, **alone), everything(q, k, v, mask=seen(distance)))
     assert_close(
         everything(q, k, v, causal=True, **options),
         everything(q, k, v, mask=seen(distance) & (distance <= 0)),

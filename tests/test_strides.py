@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cases import Case, problem
-from support import assert_same, normal
+from support import assert_ran, assert_same, normal, run_python
 
 import cattn
 
@@ -164,6 +164,53 @@ def test_broadcast_views(dtype):
     assert_same(
         cattn.attention(same_row, same_key, v), cattn.attention(same_row.copy(), same_key.copy(), v)
     )
+
+
+COPIES = """
+import tracemalloc, numpy as np, cattn
+cattn.set_num_threads(2)
+queries, keys = 400, 600
+q, k, v = (np.ones((1, n, 8), np.float32) for n in (queries, keys, keys))
+lse = np.zeros((1, queries), np.float32)
+wide = np.zeros((1, keys, 2 * queries), np.float32)
+for bias in (wide[..., :queries].swapaxes(1, 2), wide[..., ::-2].swapaxes(1, 2),
+             np.zeros((1, queries, 3 * keys), np.float32)[..., ::3]):
+    tracemalloc.start()  # NumPy tells it of every array
+    cattn.attention(q, k, v, bias=bias)
+    cattn.attention_backward(q, q, k, v, q, lse, bias=bias)
+    cattn.attention_jvp(q, k, v, q, k, v, bias=bias)
+    peak = tracemalloc.get_traced_memory()[1]
+    assert peak < bias.nbytes / 4, (peak, bias.nbytes)
+    bias.copy(order="C")
+    assert tracemalloc.get_traced_memory()[1] >= bias.nbytes  # it would have seen a copy
+    tracemalloc.stop()
+"""
+
+
+def test_a_bias_of_any_strides_is_not_copied(isa):
+    assert_ran(run_python(COPIES, env={"CATTN_ISA": isa}))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 37, 70), (4, 1, 70), (37, 1), (1, 70), (37, 70)])
+def test_a_bias_of_any_strides(any_dtype, shape):
+    """Transposed, reversed and spread out in memory, with its gradient."""
+    case = Case(37, 70, 10, 7, hq=4, hkv=2, batch=(2,), bias=shape)
+    q, k, v, options, dout, dlse = problem(case, any_dtype)
+    bias = options["bias"]
+
+    def everything(bias):
+        out, lse, weights = cattn.attention(
+            q, k, v, bias=bias, return_lse=True, return_weights=True
+        )
+        more = {"bias": bias, "dlse": dlse, "grads": ["q", "k", "v", "bias"]}
+        gradients = cattn.attention_backward(dout, q, k, v, out, lse, **more)
+        return out, lse, weights, tuple(gradients), cattn.attention_jvp(q, k, v, q, k, v, bias=bias)
+
+    expected = everything(bias)
+    for view in (fortran, reversed_columns, every_other_column, heads_inside, reversed_rows):
+        if view is heads_inside and bias.ndim < 3:
+            continue
+        assert_same(everything(view(bias)), expected)
 
 
 def test_bias_and_mask_broadcast_views(dtype):

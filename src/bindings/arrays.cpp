@@ -20,6 +20,7 @@ int32_t dtype_code(const py::array& a, Kind kind) {
   const py::dtype dtype = a.dtype();
   const char type = dtype.kind();
   switch (kind) {
+    case Kind::rows:
     case Kind::floating:
       if (type == 'f' && dtype.itemsize() == 4) return CATTN_FLOAT32;
       if (type == 'f' && dtype.itemsize() == 8) return CATTN_FLOAT64;
@@ -33,6 +34,7 @@ int32_t dtype_code(const py::array& a, Kind kind) {
 
 const char* expected(Kind kind) {
   switch (kind) {
+    case Kind::rows:
     case Kind::floating: return "float32, float64, float16 or bfloat16";
     case Kind::boolean: return "bool (True = may attend)";
     case Kind::integer: return "an integer";
@@ -136,7 +138,9 @@ Argument input(const char* name, const py::object& object, Kind kind) {
   } else if (has_dlpack(object)) {
     DlpackArray foreign = from_dlpack(name, object);
     array = std::move(foreign.array);
-    if (foreign.bfloat16 && kind == Kind::floating) dtype = CATTN_BFLOAT16;
+    if (foreign.bfloat16 && (kind == Kind::rows || kind == Kind::floating)) {
+      dtype = CATTN_BFLOAT16;
+    }
   } else {
     array = returning_to_python([&] { return py::array::ensure(object); });
     if (!array) {
@@ -158,7 +162,7 @@ Argument input(const char* name, const py::object& object, Kind kind) {
           py::module_::import("numpy").attr("minimum")(array, array.dtype().attr("type")(largest));
     }
     array = converted(array, py::dtype::of<int64_t>());
-  } else if (!walkable(array, kind == Kind::floating)) {
+  } else if (!walkable(array, kind == Kind::rows)) {
     // In native byte order.
     array = converted(array, array.dtype().attr("newbyteorder")("="));
   }
@@ -188,7 +192,7 @@ Argument given_output(const char* name, const py::object& object, const cattn_ar
     throw py::value_error(std::string(name) + ": shape " + shape_text(shape) + ", expected " +
                           shape_text(wanted));
   }
-  if (dtype_code(a, Kind::floating) != description.dtype || a.dtype().byteorder() == '>') {
+  if (dtype_code(a, Kind::rows) != description.dtype || a.dtype().byteorder() == '>') {
     throw py::type_error(std::string(name) + ": dtype " + py::str(a.dtype()).cast<std::string>() +
                          ", expected " + py::str(dtype_of(description.dtype)).cast<std::string>());
   }

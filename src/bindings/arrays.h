@@ -9,8 +9,8 @@ namespace cattn::python {
 
 namespace py = pybind11;
 
-// What an argument may hold.
-enum class Kind { floating, boolean, integer };
+// What an argument may hold. Rows are floating too, with a contiguous last axis.
+enum class Kind { rows, floating, boolean, integer };
 
 // Words and flags, with errors that name the argument.
 bool parse_bool(const char* name, const py::object& object);
@@ -24,7 +24,7 @@ struct Argument {
   explicit operator bool() const { return description.data != nullptr; }
 };
 
-// An input as it is, or as one copy where the core could not walk it (last axis not contiguous,
+// An input as it is, or as one copy where the core could not walk it (rows that are not contiguous,
 // misaligned, foreign byte order). Integers become int64.
 Argument input(const char* name, const py::object& object, Kind kind);
 

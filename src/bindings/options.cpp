@@ -45,10 +45,21 @@ void parse_window(const py::object& window, cattn_attention& problem) {
   problem.window_right = parse_side(sides[1]);
 }
 
+cattn_precision parse_precision(const py::object& word) {
+  if (py::isinstance<py::str>(word)) {
+    const std::string text = word.cast<std::string>();
+    if (text == "highest") return CATTN_PRECISION_HIGHEST;
+    if (text == "high") return CATTN_PRECISION_HIGH;
+    if (text == "medium") return CATTN_PRECISION_MEDIUM;
+  }
+  throw py::value_error("precision: is " + shown(word) +
+                        ", expected 'highest', 'high' or 'medium'");
+}
+
 }  // namespace
 
 Argument required(const char* name, const py::object& object) {
-  Argument argument = input(name, object, Kind::floating);
+  Argument argument = input(name, object, Kind::rows);
   if (!argument) throw py::type_error(std::string(name) + ": is None, expected an array");
   return argument;
 }
@@ -110,6 +121,8 @@ Inputs::Inputs(const py::object& q_object, const py::object& k_object, const py:
     const std::string_view name(text, static_cast<size_t>(length));
     if (name == "layout" && cu_seqlens.is_none()) {
       problem.flags |= parse_layout(value);
+    } else if (name == "precision") {
+      problem.precision = parse_precision(value);
     } else if (name == "causal") {
       if (parse_bool("causal", value)) problem.flags |= CATTN_CAUSAL;
     } else if (name == "dropout") {

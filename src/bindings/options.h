@@ -14,7 +14,7 @@ struct Inputs {
   cattn_attention problem;
 };
 
-// An argument that must not be None.
+// An argument of rows, which must not be None.
 Argument required(const char* name, const py::object& object);
 
 int32_t parse_num_threads(const py::object& object);

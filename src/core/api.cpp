@@ -45,7 +45,10 @@ cattn_status run(const cattn_attention* problem, cattn::Direction direction,
   return guarded([&] {
     check_version(problem, "cattn_attention_init");
     const cattn::Problem checked(*problem, direction);
-    nest(checked, cattn::kernel_set(cattn::kernel_table(), checked.dtype));
+    const cattn::KernelTable* table = &cattn::kernel_table();
+    if (direction == cattn::Direction::tangent && table->multiply_adds)
+      table = table->multiply_adds;
+    nest(checked, cattn::kernel_set(*table, checked.dtype, checked.precision));
   });
 }
 
@@ -93,7 +96,8 @@ void cattn_rope_init(cattn_rope* problem) {
 cattn_status cattn_rope_apply(const cattn_rope* problem) {
   return guarded([&] {
     check_version(problem, "cattn_rope_init");
-    cattn::apply_rope(*problem, cattn::kernel_set(cattn::kernel_table(), problem->x.dtype));
+    cattn::apply_rope(*problem, cattn::kernel_set(cattn::kernel_table(), problem->x.dtype,
+                                                  CATTN_PRECISION_HIGHEST));
   });
 }
 

@@ -54,7 +54,7 @@ struct PackedPair {
   uint8_t* key_flags;
   char *queries, *grads_out;  // per (query head of the group, query block)
   uint8_t* query_flags;
-  char *lse, *delta;          // per (query head of the group, query)
+  char *row_scales, *delta;   // per (query head of the group, query)
   char* dq;                   // per (query head of the group, query block)
   std::atomic<Index>* turns;  // likewise: the key block that may add to dq next
 };
@@ -172,7 +172,7 @@ class Backward {
     queries_at_ = part(sizes.queries, query_bytes_);
     grads_out_at_ = part(sizes.queries, grad_out_bytes_);
     query_flags_at_ = part(sizes.queries, 1);
-    lse_at_ = part(sizes.rows, k_.arithmetic_size);
+    row_scales_at_ = part(sizes.rows, 2 * k_.arithmetic_size);
     delta_at_ = part(sizes.rows, k_.arithmetic_size);
     dq_at_ = part(p_.dq ? sizes.queries : 0, dq_bytes_);
     turns_at_ = part(p_.dq ? sizes.queries : 0, sizeof(std::atomic<Index>));
@@ -202,7 +202,7 @@ class Backward {
     pair.queries = data_ + queries_at_ + at.queries * query_bytes_;
     pair.grads_out = data_ + grads_out_at_ + at.queries * grad_out_bytes_;
     pair.query_flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.queries);
-    pair.lse = data_ + lse_at_ + at.rows * k_.arithmetic_size;
+    pair.row_scales = data_ + row_scales_at_ + at.rows * 2 * k_.arithmetic_size;
     pair.delta = data_ + delta_at_ + at.rows * k_.arithmetic_size;
     pair.dq = data_ + dq_at_ + at.queries * dq_bytes_;
     pair.turns = reinterpret_cast<std::atomic<Index>*>(data_ + turns_at_) + at.queries;
@@ -270,8 +270,8 @@ class Backward {
       terms.dlse = p_.at(p_.dlse, b, head, first);
       terms.dlse_stride = p_.dlse.row_stride;
     }
-    terms.lse_log2 = row_term(e, packed.lse, block);
-    terms.delta = row_term(e, packed.delta, block);
+    terms.row_scales = row_term(e, packed.row_scales, 2, block);
+    terms.delta = row_term(e, packed.delta, 1, block);
     if (p_.dsinks_array.data) {
       terms.sink = p_.sink(head);
       terms.dsink = dsink_part(e, head, block % e.query_blocks);
@@ -284,8 +284,9 @@ class Backward {
       if (attended.count == 0) flush_dq(e, h, block, nullptr);
     }
   }
-  char* row_term(const Entry& e, char* terms, Index block) const {
-    return terms + (block / e.query_blocks * e.sequence.queries + first_query(e, block)) *
+  // Where the `numbers` per row of a query block stand.
+  char* row_term(const Entry& e, char* terms, Index numbers, Index block) const {
+    return terms + (block / e.query_blocks * e.sequence.queries + first_query(e, block)) * numbers *
                        k_.arithmetic_size;
   }
 
@@ -305,9 +306,9 @@ class Backward {
     t.key = packed.keys + key_block * key_bytes_;
     t.value_t = packed.values_t + key_block * value_bytes_;
     t.key_rows = packed.key_rows + key_block * key_rows_bytes_;
-    t.finite = (packed.key_flags[key_block] & packed.query_flags[block] & kBlockFinite) != 0;
-    t.lse = row_term(e, packed.lse, block);
-    t.delta = row_term(e, packed.delta, block);
+    t.flags = packed.key_flags[key_block] & packed.query_flags[block];
+    t.row_scales = row_term(e, packed.row_scales, 2, block);
+    t.delta = row_term(e, packed.delta, 1, block);
     return t;
   }
 
@@ -538,7 +539,7 @@ class Backward {
         grad_out_bytes_ = 0, dq_bytes_ = 0, dk_bytes_ = 0, dv_bytes_ = 0, tile_bytes_ = 0,
         scratch_bytes_ = 0, thread_bytes_ = 0;
   Index keys_at_ = 0, values_at_ = 0, key_rows_at_ = 0, key_flags_at_ = 0, queries_at_ = 0,
-        grads_out_at_ = 0, query_flags_at_ = 0, lse_at_ = 0, delta_at_ = 0, dq_at_ = 0,
+        grads_out_at_ = 0, query_flags_at_ = 0, row_scales_at_ = 0, delta_at_ = 0, dq_at_ = 0,
         turns_at_ = 0, dsinks_at_ = 0, threads_at_ = 0;
 };
 

@@ -5,6 +5,10 @@
 
 #include <cstdint>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace cattn {
 namespace {
@@ -29,10 +33,26 @@ CpuFeatures detect() {
   const auto bit = [&](int i) { return (b >> i & 1) != 0; };
   features.avx2 = ymm && fma && f16c && bit(5);
   features.avx512 = features.avx2 && zmm && bit(16) && bit(17) && bit(30) && bit(31);
+  const bool tiles = (state & 0x60000) == 0x60000;  // their configuration and their data
+  const bool amx = tiles && (d >> 24 & 1) != 0 && (d >> 22 & 1) != 0;  // AMX-TILE, AMX-BF16
+  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+    features.avx512_bf16 = features.avx512 && (a >> 5 & 1) != 0;
+  }
+  features.amx_bf16 = features.avx512_bf16 && amx;
   return features;
 }
 #else
 CpuFeatures detect() { return {}; }
+#endif
+
+#if defined(__x86_64__) && defined(__linux__)
+bool ask_for_tiles() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM, which old headers lack
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool ask_for_tiles() { return false; }
 #endif
 
 }  // namespace
@@ -40,6 +60,11 @@ CpuFeatures detect() { return {}; }
 const CpuFeatures& cpu_features() {
   static const CpuFeatures features = detect();
   return features;
+}
+
+bool amx_permitted() {
+  static const bool permitted = cpu_features().amx_bf16 && ask_for_tiles();
+  return permitted;
 }
 
 }  // namespace cattn

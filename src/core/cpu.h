@@ -4,10 +4,17 @@
 namespace cattn {
 
 struct CpuFeatures {
-  bool avx2 = false;    // AVX2 + FMA + F16C, with the OS saving ymm
-  bool avx512 = false;  // F + BW + DQ + VL, with the OS saving zmm and masks
+  bool avx2 = false;         // AVX2 + FMA + F16C, with the OS saving ymm
+  bool avx512 = false;       // F + BW + DQ + VL, with the OS saving zmm and masks
+  bool avx512_bf16 = false;  // avx512 + AVX512-BF16
+  bool amx_bf16 = false;     // avx512_bf16 + AMX-TILE + AMX-BF16, with the OS saving tiles
 };
 
 const CpuFeatures& cpu_features();
+
+// Whether this process may use the tile registers of AMX. Linux gives them to those who ask, which
+// the first call does (signal frames grow by 8 KB from then on, so nobody asks without need); a
+// refusal is final.
+bool amx_permitted();
 
 }  // namespace cattn

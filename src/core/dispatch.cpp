@@ -18,21 +18,66 @@ extern const KernelTable table;
 namespace avx512 {
 extern const KernelTable table;
 }
+namespace avx512bf16 {
+extern const PairKernels kernels;
+}
+namespace amx {
+extern const PairKernels kernels;
+}
+namespace amx_emulated {
+extern const PairKernels kernels;
+}
 namespace neon {
 extern const KernelTable table;
 }
 
 namespace {
 
+// `base` with the kernels on pairs of bfloat16 in their places.
+[[maybe_unused]] KernelTable with_pairs(const char* name, const KernelTable& base,
+                                        const PairKernels& pairs) {
+  KernelTable table = base;
+  table.name = name;
+  table.multiply_adds = &base;
+  const auto put = [](KernelSet& set, const MatrixKernels* kernels) {
+    if (kernels) static_cast<MatrixKernels&>(set) = *kernels;
+  };
+  put(table.float32, pairs.float32);
+  put(table.float32_high, pairs.float32_high);
+  put(table.float32_medium, pairs.float32_medium);
+  put(table.float16, pairs.float16);
+  put(table.bfloat16, pairs.bfloat16);
+  return table;
+}
+
 // Slowest first.
 const std::vector<const KernelTable*>& runnable() {
   static const std::vector<const KernelTable*> tables = [] {
     std::vector<const KernelTable*> found{&generic::table};
+#if defined(CATTN_HAVE_AMX_EMULATED)
+    if (cpu_features().avx512_bf16) {
+      static const KernelTable table =
+          with_pairs("amx_emulated", avx512::table, amx_emulated::kernels);
+      found.push_back(&table);
+    }
+#endif
 #if defined(CATTN_HAVE_AVX2)
     if (cpu_features().avx2) found.push_back(&avx2::table);
 #endif
 #if defined(CATTN_HAVE_AVX512)
     if (cpu_features().avx512) found.push_back(&avx512::table);
+#endif
+#if defined(CATTN_HAVE_AVX512BF16)
+    if (cpu_features().avx512_bf16) {
+      static const KernelTable table = with_pairs("avx512bf16", avx512::table, avx512bf16::kernels);
+      found.push_back(&table);
+    }
+#endif
+#if defined(CATTN_HAVE_AMX)
+    if (amx_permitted()) {
+      static const KernelTable table = with_pairs("amx", avx512::table, amx::kernels);
+      found.push_back(&table);
+    }
 #endif
 #if defined(CATTN_HAVE_NEON)
     found.push_back(&neon::table);  // every aarch64 has it
@@ -66,13 +111,19 @@ const KernelTable& kernel_table() {
   return *table;
 }
 
-const KernelSet& kernel_set(const KernelTable& table, int32_t dtype) {
+const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_precision precision) {
   switch (storage_of(dtype)) {
     case Storage::float64: return table.float64;
     case Storage::float16: return table.float16;
     case Storage::bfloat16: return table.bfloat16;
-    default: return table.float32;
+    case Storage::float32: break;
   }
+  switch (precision) {
+    case CATTN_PRECISION_HIGH: return table.float32_high;
+    case CATTN_PRECISION_MEDIUM: return table.float32_medium;
+    case CATTN_PRECISION_HIGHEST: break;
+  }
+  return table.float32;
 }
 
 void set_isa(const std::string& name) {

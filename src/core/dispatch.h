@@ -2,13 +2,15 @@
 #pragma once
 #include <string>
 
+#include "cattn.h"
 #include "core/types.h"
 
 namespace cattn {
 
 // The table in use: CATTN_ISA's, or the best that runs here. An unknown CATTN_ISA is an error.
 const KernelTable& kernel_table();
-const KernelSet& kernel_set(const KernelTable& table, int32_t dtype);
+// Its kernels for arrays of this dtype, whose products may be computed like this.
+const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_precision precision);
 
 void set_isa(const std::string& name);
 // The i-th table that runs here, slowest first, or null.

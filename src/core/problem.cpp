@@ -291,6 +291,7 @@ struct Problem::Reader {
     if ((p.flags & ~known) != 0) {
       value_error("flags: is " + std::to_string(p.flags) + ", which this version does not know");
     }
+    read_precision();
     read_scores();
     read_positions();
     read_softmax(backward);
@@ -299,6 +300,18 @@ struct Problem::Reader {
     }
     o.num_threads = p.num_threads;
     o.executor = p.executor;
+  }
+
+  void read_precision() {
+    switch (p.precision) {
+      case CATTN_PRECISION_HIGHEST:
+      case CATTN_PRECISION_HIGH:
+      case CATTN_PRECISION_MEDIUM: break;
+      default:
+        value_error("precision: is " + std::to_string(p.precision) +
+                    ", expected 0 (highest), 1 (high) or 2 (medium)");
+    }
+    o.precision = static_cast<cattn_precision>(p.precision);
   }
 
   void read_scores() {

@@ -17,7 +17,8 @@ struct Problem {
   Problem(const cattn_attention& given, Direction direction);
 
   int32_t dtype = 0;
-  bool blhd = false;         // the caller's axes are (..., L, H, D)
+  cattn_precision precision = CATTN_PRECISION_HIGHEST;  // of float32 products
+  bool blhd = false;                                    // the caller's axes are (..., L, H, D)
   bool single_head = false;  // q, k and v are all two-dimensional, and so are the outputs
   bool packed = false;       // batch entries are sequences packed along the rows
   Index batch = 1;           // batch entries: product of batch_shape, or number of sequences

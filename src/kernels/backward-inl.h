@@ -19,9 +19,10 @@ struct BackwardScratch {
   }
 };
 
-template <class T>
-Index backward_scratch_bytes(Index, Index) {
-  return bytes_up_to(BackwardScratch<T>(nullptr).end);
+template <class M>
+Index backward_scratch_bytes(Index head_dim, Index value_dim) {
+  return bytes_up_to(BackwardScratch<typename M::T>(nullptr).end) +
+         M::Backward::scratch_bytes(head_dim, value_dim);
 }
 
 template <class T>
@@ -59,11 +60,11 @@ CATTN_INLINE void apply_slope_row(T* ds, const T* slope, Index begin, Index end)
 }
 
 // The products run over rectangles that reach outside the band: marks what was not computed.
-template <class T>
+template <class M, class T>
 CATTN_INLINE void mark_outside(const ScoreBlock& block, T* tile) {
   using X = Vec<T>;
   constexpr Index stride = Tile::Backward<T>::key_block;
-  for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+  M::row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
     const auto [begin, end] = columns.begin < columns.end ? whole_vectors<T>(columns) : Range{0, 0};
     for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
@@ -87,20 +88,13 @@ void add_score_gradients(const ScoreBlock& block, const T* ds, T* sum) {
   }
 }
 
-// Whether something is masked or dropped in a block where it must be left out one by one.
-CATTN_INLINE bool hides_some(const BackwardTask& t, const ScoreBlock& block) {
-  const ScoreTerms& terms = *t.terms;
-  return !t.finite && (terms.mask.data || terms.bias.data || terms.dropout.on ||
-                       !block.full(0, t.rows, 0, t.cols));
-}
-
-// Probabilities of a tile of products, 2^(factor s - lse), while they are in registers. Every row
+// Probabilities of a tile of products, e^(s - lse), while they are in registers. Every row
 // attends all of the block.
 template <class T>
 struct StoreProbabilities {
   T* p;
   T factor;
-  const T* lse;  // in the kernels' unit, one per row
+  const RowScale<T>* row_scales;
   Index rows;
 
   template <int kRows, int kVectors>
@@ -111,10 +105,12 @@ struct StoreProbabilities {
     const auto by = X::set1(factor);
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const auto shift = X::set1(-lse[smaller(r + i, rows - 1)]);
+      const RowScale<T> row = row_scales[smaller(r + i, rows - 1)];
+      const auto shift = X::set1(row.shift), scale = X::set1(row.scale);
       CATTN_UNROLL
       for (int j = 0; j < kVectors; ++j)
-        X::store(p + (r + i) * stride + c + j * X::width, exp2<T>(X::fma(tile[i][j], by, shift)));
+        X::store(p + (r + i) * stride + c + j * X::width,
+                 X::mul(exp2_above<T>(X::mul(tile[i][j], by), shift), scale));
     }
   }
 };
@@ -144,41 +140,37 @@ struct StoreScoreGradients {
   }
 };
 
-template <class T>
+CATTN_INLINE ScoreBlock score_block(const BackwardTask& t) {
+  return {t.rows, t.first_query, t.cols, t.first_key, t.band};
+}
+
+template <class M>
 void backward(const BackwardTask& t) {
-  using Tiles = typename Tile::Backward<T>;
-  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+  using T = typename M::T;
+  constexpr Index key_block = Tile::Backward<T>::key_block;
   const BackwardScratch<T> scratch(t.scratch);
-  const ScoreBlock block{t.rows, t.first_query, t.cols, t.first_key, t.band};
+  const ScoreBlock block = score_block(t);
   const ScoreTerms& terms = *t.terms;
   const T factor = static_cast<T>(exponent_factor(terms));
-  const T* const query = static_cast<const T*>(t.query);
-  const T* const grad_out = static_cast<const T*>(t.grad_out);
-  const T* const lse = static_cast<const T*>(t.lse);
+  const auto* const row_scales = static_cast<const RowScale<T>*>(t.row_scales);
   const T* const delta = static_cast<const T*>(t.delta);
   T* const p = scratch.probability;
   T* const ds = scratch.dscore;
   T* const slope = terms.softcap != 0 ? scratch.slope : nullptr;
+  typename M::Backward matrices(t, block, scratch.end);
 
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || terms.mask.data || terms.bias.data;
-  const auto score_products = [&](auto finish) {
-    block_products<T>(block, query, query_block, static_cast<const T*>(t.key), t.head_dim, finish);
-  };
-  const auto gradient_products = [&](auto finish) {
-    block_products<T>(block, grad_out, query_block, static_cast<const T*>(t.value_t), t.value_dim,
-                      finish);
-  };
   const bool in_registers = whole && is_plain(terms) && !terms.dropout.on;
   if (in_registers) {
-    score_products(StoreProbabilities<T>{p, factor, lse, t.rows});
-    gradient_products(StoreScoreGradients<T>{ds, p, delta, t.rows});
+    matrices.scores(StoreProbabilities<T>{p, factor, row_scales, t.rows});
+    matrices.gradients(StoreScoreGradients<T>{ds, p, delta, t.rows});
   } else {
-    score_products(StoreScores<T, key_block>{p, nullptr});
-    gradient_products(StoreScores<T, key_block>{ds, nullptr});
+    matrices.scores(StoreScores<T, key_block>{p, nullptr});
+    matrices.gradients(StoreScores<T, key_block>{ds, nullptr});
   }
   const auto gradient_rows = [&]<bool kMark>() {
-    for_row_tiles(t.rows, [&]<int kRows>(Index r) {
+    M::row_tiles(t.rows, [&]<int kRows>(Index r) {
       const Range columns = block.columns(r, kRows);
       if (columns.begin >= columns.end) return;
       const auto [begin, end] = whole_vectors<T>(columns);
@@ -186,7 +178,7 @@ void backward(const BackwardTask& t) {
       for (Index row = r; row < smaller(r + kRows, t.rows); ++row) {
         T* const p_row = p + row * key_block;
         T* const ds_row = ds + row * key_block;
-        exponentiate_row_below<T, kMark>(p_row, begin, end, factor, lse[row]);
+        exponentiate_row_below<T, kMark>(p_row, begin, end, factor, row_scales[row]);
         if (!terms.dropout.on) {
           score_gradient_row(p_row, ds_row, begin, end, delta[row], kMark);
           continue;
@@ -207,52 +199,24 @@ void backward(const BackwardTask& t) {
     gradient_rows.template operator()<false>();
   }
   if (!whole) {
-    mark_outside(block, p);
-    mark_outside(block, ds);
+    mark_outside<M>(block, p);
+    mark_outside<M>(block, ds);
   }
   if (t.dscore) add_score_gradients(block, ds, static_cast<T*>(t.dscore));
   if (slope) {
-    for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
+    for_rows_of_block<M>(block, [&](Index row, Index begin, Index end) {
       apply_slope_row(ds + row * key_block, slope + row * key_block, begin, end);
     });
   }
-
-  const LeftColumns<T, key_block> p_columns{p}, ds_columns{ds};
-  const auto rows_of = [&](Index c, Index count) { return block.rows_of(c, count); };
-  T* const dv = static_cast<T*>(t.dv);
-  T* const dk = static_cast<T*>(t.dk);
-  if (hides_some(t, block)) {
-    if (dv)
-      accumulate_skipping<T>(p_columns, t.cols, grad_out, query_block, t.rows, t.value_dim, dv,
-                             key_block);
-    if (dk)
-      accumulate_skipping<T>(ds_columns, t.cols, query, query_block, t.rows, t.head_dim, dk,
-                             key_block);
-    return;
-  }
-  if (dv)
-    accumulate_panels<T>(p_columns, t.cols, grad_out, query_block, t.value_dim, dv, key_block,
-                         rows_of);
-  if (dk)
-    accumulate_panels<T>(ds_columns, t.cols, query, query_block, t.head_dim, dk, key_block,
-                         rows_of);
+  if (t.dv) matrices.add_dv(p);
+  if (t.dk) matrices.add_dk(ds);
 }
 
-template <class T>
+template <class M>
 void backward_dq(const BackwardTask& t) {
-  using Tiles = typename Tile::Backward<T>;
-  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
-  const ScoreBlock block{t.rows, t.first_query, t.cols, t.first_key, t.band};
-  const LeftRows<T, key_block> ds_rows{BackwardScratch<T>(t.scratch).dscore};
-  const T* const key_rows = static_cast<const T*>(t.key_rows);
-  T* const dq = static_cast<T*>(t.dq);
-  if (hides_some(t, block)) {
-    accumulate_skipping<T>(ds_rows, t.rows, key_rows, key_block, t.cols, t.head_dim, dq,
-                           query_block);
-    return;
-  }
-  accumulate_panels<T>(ds_rows, t.rows, key_rows, key_block, t.head_dim, dq, query_block,
-                       [&](Index r, Index count) { return block.columns(r, count); });
+  const BackwardScratch<typename M::T> scratch(t.scratch);
+  const ScoreBlock block = score_block(t);
+  typename M::Backward(t, block, scratch.end).add_dq(scratch.dscore);
 }
 
 template <class T, class S>
@@ -260,6 +224,12 @@ void row_terms(const RowTermsTask& t) {
   using X = Vec<T>;
   const T* const lse = static_cast<const T*>(t.lse);
   const T* const dlse = static_cast<const T*>(t.dlse);
+  for (Index first = 0; first < t.rows; first += X::width) {
+    const Index count = smaller(X::width, t.rows - first);
+    T lanes[X::width] = {};
+    for (Index r = 0; r < count; ++r) lanes[r] = lse[(first + r) * t.lse_stride];
+    row_scales<T>(X::load(lanes), count, static_cast<RowScale<T>*>(t.row_scales) + first);
+  }
   double dsink = 0;
   for (Index r = 0; r < t.rows; ++r) {
     const S* const dout = static_cast<const S*>(t.grad_out.data) + r * t.grad_out.row_stride;
@@ -275,9 +245,6 @@ void row_terms(const RowTermsTask& t) {
     const T row_lse = lse[r * t.lse_stride];
     const bool empty = row_lse == -T(__builtin_inff());
     const T delta = empty ? T(0) : X::sum_lanes(sum) - (dlse ? dlse[r * t.dlse_stride] : T(0));
-    // An empty row has p = 2^(s - inf) = 0.
-    static_cast<T*>(t.lse_log2)[r] =
-        empty ? T(__builtin_inff()) : static_cast<T>(static_cast<double>(row_lse) * kLog2e);
     static_cast<T*>(t.delta)[r] = delta;
     if (t.dsink && !empty && t.sink != -__builtin_inf()) {
       const double exponent = (t.sink - static_cast<double>(row_lse)) * kLog2e;
@@ -296,6 +263,7 @@ void flush(const FlushTask& t) {
   const T* const accumulator = static_cast<const T*>(t.accumulator);
   for (Index r = 0; r < t.rows; ++r) {
     S* const out = static_cast<S*>(t.out.data) + r * t.out.row_stride;
+    prefetch_row(out + kRowsAhead * t.out.row_stride, t.cols);
     for (Index col = 0; col < t.cols; col += X::width) {
       const Index at = (col / kPanel<T> * block_rows + r) * kPanel<T> + col % kPanel<T>;
       const auto x = accumulator ? X::mul(X::load(accumulator + at), factor) : X::zero();

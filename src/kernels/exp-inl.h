@@ -1,19 +1,24 @@
 // exp2 by range reduction to [-1/2, 1/2] and a minimax polynomial with p(0) = 1 exactly: relative
-// error 9.1e-8 (float32, degree 5) and 1.8e-17 (float64, degree 11) before rounding. For 2^x - 1
-// near 0 float32 takes one degree more (2.6e-9).
+// error 2.6e-9 (float32, degree 6) and 1.8e-17 (float64, degree 11) before rounding.
 // Coefficients by the Remez exchange on the relative error p(x) / 2^x - 1.
 
 constexpr double kLog2e = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
+// log2(e) - T(log2(e))
+template <class T>
+constexpr double kLog2eRest = kLog2e - static_cast<double>(static_cast<T>(kLog2e));
+template <>
+constexpr double kLog2eRest<double> = 2.0355273740931033e-17;
 
 template <class T>
 struct Exp2Polynomial;
 
 template <>
 struct Exp2Polynomial<float> {
-  static constexpr int degree = 5;
-  static constexpr float c[degree + 1] = {1.0f,           0.693147004f,    0.2402224243f,
-                                          0.05550733581f, 0.009671512991f, 0.001326472731f};
+  static constexpr int degree = 6;
+  static constexpr float c[degree + 1] = {1.0f,           0.693147215f,    0.2402265278f,
+                                          0.05550310551f, 0.009617692965f, 0.001340664417f,
+                                          0.000155946832f};
 };
 
 template <>
@@ -31,17 +36,6 @@ struct Exp2Polynomial<double> {
                                            1.0180647844774274317e-7,
                                            7.0725702206402868234e-9,
                                            4.0780451108401165886e-10};
-};
-
-template <class T>
-struct Exp2Minus1Polynomial : Exp2Polynomial<T> {};
-
-template <>
-struct Exp2Minus1Polynomial<float> {
-  static constexpr int degree = 6;
-  static constexpr float c[degree + 1] = {1.0f,           0.693147215f,    0.2402265278f,
-                                          0.05550310551f, 0.009617692965f, 0.001340664417f,
-                                          0.000155946832f};
 };
 
 constexpr double power_of_2(int n) { return n == 0 ? 1.0 : 2.0 * power_of_2(n - 1); }
@@ -70,9 +64,37 @@ CATTN_INLINE typename Vec<T>::V exp2(typename Vec<T>::V x) {
 template <class T>
 CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>::V reference) {
   using X = Vec<T>;
-  const auto n = X::nearest(x);
-  const auto f = X::select(X::equal(x, X::set1(-T(__builtin_inff()))), X::zero(), X::sub(x, n));
+  typename X::V n, f;
+  X::integer_and_fraction(x, n, f);
   return X::scale2(exp2_polynomial<T>(f), X::sub(n, reference), X::zero());
+}
+
+// The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of
+// the lse are all in `scale`, and 2^(s - shift) is not rounded for it. An empty row, whose lse is
+// -inf, has an infinite shift: its weights are 0.
+template <class T>
+struct RowScale {
+  T shift, scale;
+};
+
+// Of `count` rows, a vector of which is lse.
+template <class T>
+CATTN_INLINE void row_scales(typename Vec<T>::V lse, Index count, RowScale<T>* scales) {
+  using X = Vec<T>;
+  constexpr T high = static_cast<T>(kLog2e);
+  const auto log2e = X::set1(high), rest = X::set1(static_cast<T>(kLog2eRest<T>));
+  const auto exponent = X::mul(lse, log2e);
+  const auto n = X::nearest(exponent);
+  // What the product lost to rounding, exactly, and log2(e)'s digits beyond T.
+  const auto lost = X::fma(lse, rest, X::fma(lse, log2e, X::sub(X::zero(), exponent)));
+  const auto f = X::add(X::sub(exponent, n), lost);
+  T shifts[X::width], factors[X::width];
+  X::store(shifts, n);
+  X::store(factors, exp2_polynomial<T>(X::sub(X::zero(), f)));
+  for (Index r = 0; r < count; ++r) {
+    const bool empty = shifts[r] == -T(__builtin_inff());
+    scales[r] = {empty ? T(__builtin_inff()) : shifts[r], empty ? T(1) : factors[r]};
+  }
 }
 
 // tanh(x) = t / (t + 2) with t = e^(2|x|) - 1 = 2^n (2^f - 1) + (2^n - 1), where 2^f - 1 comes from
@@ -80,7 +102,7 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
 template <class T>
 CATTN_INLINE typename Vec<T>::V tanh(typename Vec<T>::V x) {
   using X = Vec<T>;
-  using Poly = Exp2Minus1Polynomial<T>;
+  using Poly = Exp2Polynomial<T>;
   const auto one = X::set1(T(1)), zero = X::zero();
   const auto magnitude = X::max(x, X::sub(zero, x));
   // From 20 on it is 1 even in float64; NaN goes through.

@@ -43,14 +43,10 @@ CATTN_INLINE Index bytes_up_to(T* end) {
   return static_cast<Index>(reinterpret_cast<uintptr_t>(end));
 }
 
-template <class T>
+template <class M>
 Index forward_scratch_bytes(Index head_dim, Index value_dim) {
-  return bytes_up_to(ForwardScratch<T>(nullptr, head_dim, value_dim).end);
-}
-
-template <class T>
-CATTN_INLINE void fill(T* p, Index count, T value) {
-  for (Index i = 0; i < count; ++i) p[i] = value;
+  return bytes_up_to(ForwardScratch<typename M::T>(nullptr, head_dim, value_dim).end) +
+         M::Forward::scratch_bytes(head_dim, value_dim);
 }
 
 // Scores of one row to probabilities, in place; adds them to the row's sums (one per lane).
@@ -81,13 +77,14 @@ CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T factor, T ref
                              [&](auto score) { return exp2_above<T>(X::mul(score, c), shift); });
 }
 
-// The same with p = 2^(factor s - lse): the weights themselves.
+// The same with the weights themselves, e^(s - lse).
 template <class T, bool kMark>
-CATTN_INLINE void exponentiate_row_below(T* s, Index begin, Index end, T factor, T lse) {
+CATTN_INLINE void exponentiate_row_below(T* s, Index begin, Index end, T factor, RowScale<T> row) {
   using X = Vec<T>;
-  const auto c = X::set1(factor), shift = X::set1(-lse);
-  exponentiate_row<T, kMark>(s, begin, end, nullptr,
-                             [&](auto score) { return exp2<T>(X::fma(score, c, shift)); });
+  const auto c = X::set1(factor), shift = X::set1(row.shift), scale = X::set1(row.scale);
+  exponentiate_row<T, kMark>(s, begin, end, nullptr, [&](auto score) {
+    return X::mul(exp2_above<T>(X::mul(score, c), shift), scale);
+  });
 }
 
 // The lane-wise maximum of a row; NaN is passed over.
@@ -168,13 +165,14 @@ CATTN_INLINE Range whole_vectors(Range range) {
   return {range.begin / width * width, round_up(range.end, width)};
 }
 
-// Calls f(row, begin, end) for all rows of a block, with the whole vectors that hold its columns.
-template <class T, class F>
+// Calls f(row, begin, end) for all rows of a block, with the whole vectors that hold the columns of
+// their row tile. M is how matrices are multiplied (fma_matrices-inl.h).
+template <class M, class F>
 CATTN_INLINE void for_rows_of_block(const ScoreBlock& block, F f) {
-  for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+  M::row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
     if (columns.begin >= columns.end) return;
-    const auto [begin, end] = whole_vectors<T>(columns);
+    const auto [begin, end] = whole_vectors<typename M::T>(columns);
     for (Index row = r; row < smaller(r + kRows, block.rows); ++row) f(row, begin, end);
   });
 }
@@ -192,15 +190,16 @@ void exponentiate_empty_row(T* s, Index begin, Index end, T* sum) {
 }
 
 // From the products of a block to its probabilities, summed but not yet dropped. `factor` is what
-// brings scores to units of log2(e); `slope` as in transform_rows.
-template <class T, bool kMark>
+// brings scores to units of log2(e); has_maxima: the rows' maxima over the panels of their row tile
+// are there; `slope` as in transform_rows.
+template <class M, bool kMark, class T>
 CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
-                               const ScoreTerms& terms, T factor, Index value_dim,
+                               const ScoreTerms& terms, T factor, bool has_maxima, Index value_dim,
                                T* slope = nullptr) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
-  const bool plain = is_plain(terms);
-  for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+  const bool plain = has_maxima && is_plain(terms);
+  M::row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
     const Index count = smaller(kRows, block.rows - r);
     if (columns.begin >= columns.end) {
@@ -220,7 +219,7 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
     }
   });
   move_references(scratch, block.rows, factor, value_dim);
-  for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
+  for_rows_of_block<M>(block, [&](Index row, Index begin, Index end) {
     T* const s = scratch.score + row * stride;
     T* const sum = scratch.sum + row * X::width;
     const T reference = scratch.reference[row];
@@ -233,28 +232,14 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
 }
 
 // Drops weights of a block. Apart, so that the loop without dropout stays small.
-template <class T>
+template <class M, class T>
 [[gnu::noinline]] void drop_rows(T* tile, const ScoreBlock& block, const Dropout& dropout) {
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
   BlockWords<stride> random;
-  for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
+  for_rows_of_block<M>(block, [&](Index row, Index begin, Index end) {
     random.draw(dropout, block, row);
     drop_row(tile + row * stride, begin, end, random.words, dropout.threshold);
   });
-}
-
-// The sum over lanes of `width` rows of lane-wise sums, one row per lane of the result.
-template <class T>
-CATTN_INLINE typename Vec<T>::V sum_rows(const T* lanes) {
-  using X = Vec<T>;
-  typename X::V tile[X::width];
-  CATTN_UNROLL
-  for (int i = 0; i < X::width; ++i) tile[i] = X::load(lanes + i * X::width);
-  X::transpose(tile);
-  auto sum = tile[0];
-  CATTN_UNROLL
-  for (int i = 1; i < X::width; ++i) sum = X::add(sum, tile[i]);
-  return sum;
 }
 
 // What the rows' sums come to: denominators are reference-scaled, 2^reference sum (+ the sink).
@@ -334,6 +319,14 @@ CATTN_INLINE void store_row(S* out, const T* accumulator, Index r, Index cols, F
   }
 }
 
+// Rows that are written soon: their cache lines come meanwhile.
+constexpr Index kRowsAhead = 16;
+template <class S>
+CATTN_INLINE void prefetch_row(const S* row, Index cols) {
+  for (Index c = 0; c < cols; c += 64 / static_cast<Index>(sizeof(S)))
+    __builtin_prefetch(row + c, 1, 2);
+}
+
 // out = o / sum and lse. S is the type in memory.
 template <class T, class S>
 CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
@@ -342,8 +335,9 @@ CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scr
     const RowResults<T> results = row_results(t, scratch, first);
     for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
       const auto factor = X::set1(results.factors[r - first]);
-      store_row(static_cast<S*>(t.out.data) + r * t.out.row_stride, scratch.out, r, t.value_dim,
-                [&](auto o, Index) { return X::mul(o, factor); });
+      S* const out = static_cast<S*>(t.out.data) + r * t.out.row_stride;
+      prefetch_row(out + kRowsAhead * t.out.row_stride, t.value_dim);
+      store_row(out, scratch.out, r, t.value_dim, [&](auto o, Index) { return X::mul(o, factor); });
       if (t.lse) static_cast<T*>(t.lse)[r * t.lse_stride] = results.lses[r - first];
     }
   }
@@ -357,31 +351,31 @@ CATTN_INLINE ScoreBlock score_block(const ForwardTask& t, Index key_block, Index
 }
 
 // Rows of queries, packed; row tiles may read a few rows past the last one, which are zeros.
-template <class T, class S>
+template <class M, class S, class T = typename M::T>
 CATTN_INLINE void pack_queries(ConstRows q, Index rows, Index head_dim, T* packed) {
   constexpr Index query_block = Tile::Forward<T>::query_block;
-  const Index tile_rows = smaller(round_up(rows, Tile::rows / 3), query_block);
+  const Index tile_rows = smaller(round_up(rows, M::row_padding), query_block);
   pack_panels<T>(static_cast<const S*>(q.data), q.row_stride, rows, head_dim, packed, query_block);
   for (Index col = 0; col < head_dim; col += kPanel<T>)
     fill(packed + col * query_block + rows * kPanel<T>, (tile_rows - rows) * kPanel<T>, T(0));
 }
 
 // Sums that are still empty, in the rows that row tiles and vectors of rows touch.
-template <class T>
+template <class M, class T>
 CATTN_INLINE void clear_sums(Index rows, Index value_dim, T* out, T* sum) {
   constexpr Index query_block = Tile::Forward<T>::query_block;
-  const Index tile_rows = smaller(round_up(rows, Tile::rows / 3), query_block);
+  const Index tile_rows = smaller(round_up(rows, M::row_padding), query_block);
   for (Index col = 0; col < value_dim; col += kPanel<T>)
     fill(out + col * query_block, tile_rows * kPanel<T>, T(0));
   fill(sum, round_up(rows, Vec<T>::width) * Vec<T>::width, T(0));
 }
 
-template <class T, class S>
+template <class M, class S, class T>
 CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   constexpr Index width = Vec<T>::width;
   const Index vector_rows = round_up(t.rows, width);
-  pack_queries<T, S>(t.q, t.rows, t.head_dim, scratch.query);
-  clear_sums(t.rows, t.value_dim, scratch.out, scratch.sum);
+  pack_queries<M, S>(t.q, t.rows, t.head_dim, scratch.query);
+  clear_sums<M>(t.rows, t.value_dim, scratch.out, scratch.sum);
   fill(scratch.reference, vector_rows, -T(__builtin_inff()));
   fill(scratch.maximum + t.rows * width, (vector_rows - t.rows) * width, -T(__builtin_inff()));
 }
@@ -395,23 +389,23 @@ CATTN_INLINE Range attended_blocks(const ForwardTask& t) {
 }
 
 // The factor that queries are multiplied by when they are packed; scores still need the rest.
-template <class T>
-CATTN_INLINE T query_factor(const ScoreTerms& terms) {
+template <class M>
+CATTN_INLINE double query_factor(const ScoreTerms& terms) {
   const double factor = exponent_factor(terms);
-  return folds_scale(terms) && factor <= 1 ? static_cast<T>(factor) : T(1);
+  return M::scales_queries && folds_scale(terms) && factor <= 1 ? factor : 1;
 }
-template <class T>
-CATTN_INLINE T rest_of_factor(const ScoreTerms& terms) {
-  return query_factor<T>(terms) == T(1) ? static_cast<T>(exponent_factor(terms)) : T(1);
+template <class M>
+CATTN_INLINE double rest_of_factor(const ScoreTerms& terms) {
+  return query_factor<M>(terms) == 1 ? exponent_factor(terms) : 1;
 }
 
 // Multiplies the packed queries by their factor. Returns the largest norm; inf if a number is not
 // finite.
-template <class T>
+template <class M, class T>
 CATTN_INLINE T scale_queries(const ForwardTask& t, T* query) {
   using X = Vec<T>;
   constexpr Index query_block = Tile::Forward<T>::query_block;
-  const auto factor = X::set1(query_factor<T>(*t.terms));
+  const auto factor = X::set1(static_cast<T>(query_factor<M>(*t.terms)));
   Norms<T> norms;
   T lanes[X::width * X::width];  // of squares; those of rows past the last repeat others
   for (Index first = 0; first < t.rows; first += X::width) {
@@ -437,39 +431,17 @@ CATTN_INLINE T scale_queries(const ForwardTask& t, T* query) {
 // Whether |q| |k| <= kReach, in units of log2(e), for all that a task attends, and its values
 // cannot overflow either.
 template <class T>
-CATTN_INLINE bool is_bounded(const ForwardTask& t, T query_norm, Index key_bytes) {
-  if (!folds_scale(*t.terms) || rest_of_factor<T>(*t.terms) != T(1)) return false;
+CATTN_INLINE bool is_bounded(const ForwardTask& t, T query_norm, T factor, Index key_bytes) {
+  if (!folds_scale(*t.terms)) return false;
   const Range blocks = attended_blocks<T>(t);
   T key_norm = 0;
   for (Index b = blocks.begin; b < blocks.end; ++b) {
     const Index index = b - t.first_block;
     if (!(t.value_flags[index] & kBlockModerate)) return false;
-    const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
-    const T norm = key[transposed_elements<T>(Tile::Forward<T>::key_block, t.head_dim)];
+    const T norm = BlockTail<T>::of(t.keys + index * key_bytes, key_bytes).norm;
     if (norm > key_norm) key_norm = norm;
   }
-  return key_norm * query_norm <= T(kReach);
-}
-
-// out += tile * value of one block; where value holds a NaN or inf, masked elements are left out.
-template <class T>
-CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const T* value,
-                                   bool finite, Index value_dim, T* out) {
-  using Tiles = typename Tile::Forward<T>;
-  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
-  const LeftRows<T, key_block> left{tile};
-  if (finite) {
-    accumulate_panels<T>(left, block.rows, value, key_block, value_dim, out, query_block,
-                         [&](Index r, Index count) { return block.columns(r, count); });
-    return;
-  }
-  for (Index r = 0; r < block.rows; ++r) {
-    const Range columns = block.columns(r, 1);
-    if (columns.begin >= columns.end) continue;
-    accumulate_skipping<T>(left.at(r, columns.begin), 1, value + columns.begin * kPanel<T>,
-                           key_block, columns.end - columns.begin, value_dim, out + r * kPanel<T>,
-                           query_block);
-  }
+  return key_norm * query_norm * factor <= T(kReach);
 }
 
 // Calls f(block, terms, index) for the key blocks of a task that it attends; index counts from
@@ -489,105 +461,137 @@ CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
 }
 
 // Probabilities of a tile of products within kReach, in place of its scores; adds them to the rows'
-// sums.
-template <class T>
+// sums. kKeep: `matrices` keeps them, the way its next product wants them.
+template <class M, bool kKeep>
 struct StoreBoundedProbabilities {
+  using T = typename M::T;
+  using X = Vec<T>;
   const ForwardScratch<T>& scratch;
   const ScoreBlock& block;
   const ScoreTerms& terms;
+  T factor;  // what brings the products to units of log2(e): 1 if it is in the queries
+  typename M::Forward& matrices;
+
+  CATTN_INLINE typename X::V probability(typename X::V score) const {
+    return exp2<T, kReach>(M::scales_queries ? score : X::mul(score, X::set1(factor)));
+  }
 
   template <int kRows, int kVectors>
-  CATTN_INLINE void operator()(typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
+  CATTN_INLINE void operator()(typename X::V (&tile)[kRows][kVectors], Index r, Index c,
                                Range columns) const {
-    using X = Vec<T>;
     constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
     T* const s = scratch.score + r * stride + c;
     T* const sums = scratch.sum + r * X::width;
+    [[maybe_unused]] const auto keep = matrices.keeper(r, c);
     if (!is_plain(terms) || !block.full(r, kRows, c, c + kPanel<T>)) {
       StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
       transform_rows<T, stride>(block, terms, scratch.score, r, kRows, c, c + kPanel<T>);
-      for (Index i = 0; i < smaller(kRows, block.rows - r); ++i)
-        exponentiate_row<T, false>(s + i * stride, 0, kPanel<T>, sums + i * X::width,
-                                   exp2<T, kReach>);
+      for (Index i = 0; i < smaller(kRows, block.rows - r); ++i) {
+        T* const row = s + i * stride;
+        exponentiate_row<T, false>(row, 0, kPanel<T>, sums + i * X::width,
+                                   [&](auto score) { return probability(score); });
+        if constexpr (kKeep) {
+          typename X::V p[kVectors];
+          for (int j = 0; j < kVectors; ++j) p[j] = X::load(row + j * X::width);
+          keep(i, p);
+        }
+      }
       return;
     }
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
+      typename X::V p[kVectors];
       auto total = X::load(sums + i * X::width);
       CATTN_UNROLL
       for (int j = 0; j < kVectors; ++j) {
-        const auto p = exp2<T, kReach>(tile[i][j]);
-        X::store(s + i * stride + j * X::width, p);
-        total = X::add(total, p);
+        p[j] = probability(tile[i][j]);
+        total = X::add(total, p[j]);
+        if constexpr (!kKeep) X::store(s + i * stride + j * X::width, p[j]);
       }
       X::store(sums + i * X::width, total);
+      if constexpr (kKeep) keep(i, p);
     }
   }
 };
 
 // The loop over key blocks, shared by all types in memory.
-template <class T>
+template <class M, class T = typename M::T>
 [[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   using Tiles = typename Tile::Forward<T>;
-  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
-  constexpr Tiling tiling{query_block, key_block};
-  const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
-  const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
-  const T query_norm = scale_queries(t, scratch.query);
-  const T factor = rest_of_factor<T>(*t.terms);
-  const bool bounded = is_bounded(t, query_norm, key_bytes);
+  constexpr Index key_block = Tiles::key_block;
+  constexpr Tiling tiling{Tiles::query_block, key_block};
+  const Index key_bytes = M::packed_bytes(Operand::key, tiling, t.head_dim);
+  const Index value_bytes = M::packed_bytes(Operand::value, tiling, t.value_dim);
+  const T query_norm = scale_queries<M>(t, scratch.query);
+  const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
+  const bool bounded =
+      (factor == 1 || !M::scales_queries) && is_bounded(t, query_norm, factor, key_bytes);
   if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
+  typename M::Forward matrices(t, scratch.query, scratch.end);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
-    const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
-    const T* const value = reinterpret_cast<const T*>(t.values + index * value_bytes);
-    const bool finite = (t.value_flags[index] & kBlockFinite) != 0;
-    const auto products = [&](auto finish) {
-      block_products<T>(block, scratch.query, query_block, key, t.head_dim, finish);
-    };
+    const char* const key = t.keys + index * key_bytes;
+    const uint8_t flags = t.value_flags[index];
+    bool kept = false;
     if (bounded) {
-      products(StoreBoundedProbabilities<T>{scratch, block, terms});
-    } else {
-      products(StoreScores<T, key_block>{scratch.score, scratch.maximum});
-      if (finite) {
-        softmax_rows<T, false>(scratch, block, terms, factor, t.value_dim);
+      if constexpr (M::Forward::keeps) kept = (flags & kBlockSplits) && !terms.dropout.on;
+      if (kept) {
+        matrices.scores(block, key,
+                        StoreBoundedProbabilities<M, M::Forward::keeps>{scratch, block, terms,
+                                                                        factor, matrices});
       } else {
-        softmax_rows<T, true>(scratch, block, terms, factor, t.value_dim);
+        matrices.scores(
+            block, key,
+            StoreBoundedProbabilities<M, false>{scratch, block, terms, factor, matrices});
+      }
+    } else {
+      const bool has_maxima =
+          matrices.scores(block, key, StoreScores<T, key_block>{scratch.score, scratch.maximum});
+      if (flags & kBlockFinite) {
+        softmax_rows<M, false>(scratch, block, terms, factor, has_maxima, t.value_dim);
+      } else {
+        softmax_rows<M, true>(scratch, block, terms, factor, has_maxima, t.value_dim);
       }
     }
-    if (terms.dropout.on) drop_rows(scratch.score, block, terms.dropout);
-    accumulate_block(block, scratch.score, value, finite, t.value_dim, scratch.out);
+    if (terms.dropout.on) drop_rows<M>(scratch.score, block, terms.dropout);
+    const char* const value = t.values + index * value_bytes;
+    if (kept) {
+      matrices.accumulate_kept(block, value, scratch.out);
+    } else {
+      matrices.accumulate(block, scratch.score, value, flags, scratch.out);
+    }
   });
 }
 
-template <class T, class S>
+template <class M, class S>
 void forward(const ForwardTask& t) {
-  const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
-  prepare_rows<T, S>(t, scratch);
-  attend(t, scratch);
-  finish_rows<T, S>(t, scratch);
+  const ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim);
+  prepare_rows<M, S>(t, scratch);
+  attend<M>(t, scratch);
+  finish_rows<typename M::T, S>(t, scratch);
 }
 
 // The probabilities themselves, from the lse: weights = e^(s - lse).
-template <class T, class S>
+template <class M, class S>
 void weights(const WeightsTask& task) {
+  using T = typename M::T;
   using X = Vec<T>;
   using Tiles = typename Tile::Forward<T>;
-  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
-  constexpr Tiling tiling{query_block, key_block};
+  constexpr Index key_block = Tiles::key_block;
+  constexpr Tiling tiling{Tiles::query_block, key_block};
   const ForwardTask& t = *task.forward;
   const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
-  const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
+  const Index key_bytes = M::packed_bytes(Operand::key, tiling, t.head_dim);
 
   S* const weight = static_cast<S*>(task.weights.data);
   const T* const lse = static_cast<const T*>(t.lse);
   for (Index r = 0; r < t.rows; ++r) fill(weight + r * task.weights.row_stride, task.keys, S{});
-  pack_queries<T, S>(t.q, t.rows, t.head_dim, scratch.query);
-  scale_queries(t, scratch.query);
-  const T factor = rest_of_factor<T>(*t.terms);
+  pack_queries<M, S>(t.q, t.rows, t.head_dim, scratch.query);
+  scale_queries<M>(t, scratch.query);
+  const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
+  typename M::Forward matrices(t, scratch.query, scratch.end);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
-    const T* const key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
-    block_products<T>(block, scratch.query, query_block, key, t.head_dim,
-                      StoreScores<T, key_block>{scratch.score, nullptr});
+    matrices.scores(block, t.keys + index * key_bytes,
+                    StoreScores<T, key_block>{scratch.score, nullptr});
     for (Index r = 0; r < t.rows; ++r) {
       const T row_lse = lse[r * t.lse_stride];
       const Range columns = block.columns(r, 1);
@@ -595,7 +599,9 @@ void weights(const WeightsTask& task) {
       const auto [begin, end] = whole_vectors<T>(columns);
       T* const s = scratch.score + r * key_block;
       transform_rows<T, key_block>(block, terms, scratch.score, r, 1, begin, end);
-      exponentiate_row_below<T, true>(s, begin, end, factor, static_cast<T>(row_lse * kLog2e));
+      RowScale<T> row_scale;
+      row_scales<T>(X::set1(row_lse), 1, &row_scale);
+      exponentiate_row_below<T, true>(s, begin, end, factor, row_scale);
       S* const to = weight + r * task.weights.row_stride + block.first_key;
       for (Index c = begin; c < end; c += X::width) {
         const auto p = X::add(X::load(s + c), X::zero());  // no -0 for a masked position

@@ -15,6 +15,11 @@ CATTN_INLINE Index round_up(Index n, Index multiple) {
 CATTN_INLINE Index smaller(Index a, Index b) { return a < b ? a : b; }
 CATTN_INLINE Index larger(Index a, Index b) { return a > b ? a : b; }
 
+template <class T>
+CATTN_INLINE void fill(T* p, Index count, T value) {
+  for (Index i = 0; i < count; ++i) p[i] = value;
+}
+
 template <class T, Index kStride>
 struct LeftRows {
   const T* p;

@@ -53,6 +53,7 @@ CATTN_INLINE void weight_tangent_row(const T* p, T* tangent, const T* product, c
 
 template <class T, class S>
 void jvp(const JvpTask& task) {
+  using M = FmaMatrices<T>;
   using X = Vec<T>;
   using Tiles = typename Tile::Forward<T>;
   constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
@@ -60,17 +61,17 @@ void jvp(const JvpTask& task) {
   const ForwardTask& t = *task.forward;
   const JvpScratch<T> all(t.scratch, t.head_dim, t.value_dim);
   const ForwardScratch<T>& scratch = all.forward;
-  const Index key_bytes = packed_bytes<T>(Operand::key, tiling, t.head_dim);
-  const Index value_bytes = packed_bytes<T>(Operand::value, tiling, t.value_dim);
+  const Index key_bytes = panel_bytes<T>(Operand::key, tiling, t.head_dim);
+  const Index value_bytes = panel_bytes<T>(Operand::value, tiling, t.value_dim);
   T* const slope = t.terms->softcap != 0 ? all.slope : nullptr;
 
-  prepare_rows<T, S>(t, scratch);
-  pack_queries<T, S>(task.q_tangent, t.rows, t.head_dim, all.query_tangent);
-  scale_queries(t, scratch.query);
-  scale_queries(t, all.query_tangent);
-  const T factor = rest_of_factor<T>(*t.terms);
-  const T scale = static_cast<T>(t.terms->scale / query_factor<T>(*t.terms));
-  clear_sums(t.rows, t.value_dim, scratch.out_tangent, scratch.sum_tangent);
+  prepare_rows<M, S>(t, scratch);
+  pack_queries<M, S>(task.q_tangent, t.rows, t.head_dim, all.query_tangent);
+  scale_queries<M>(t, scratch.query);
+  scale_queries<M>(t, all.query_tangent);
+  const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
+  const T scale = static_cast<T>(t.terms->scale / query_factor<M>(*t.terms));
+  clear_sums<M>(t.rows, t.value_dim, scratch.out_tangent, scratch.sum_tangent);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     const auto key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
     const auto key_tangent = reinterpret_cast<const T*>(task.key_tangents + index * key_bytes);
@@ -84,16 +85,16 @@ void jvp(const JvpTask& task) {
     products(scratch.query, key, scratch.score, scratch.maximum);
     products(all.query_tangent, key, all.weight_tangent, nullptr);
     products(scratch.query, key_tangent, all.product, nullptr);
-    softmax_rows<T, true>(scratch, block, terms, factor, t.value_dim, slope);
-    for_rows_of_block<T>(block, [&](Index row, Index begin, Index end) {
+    softmax_rows<M, true>(scratch, block, terms, factor, true, t.value_dim, slope);
+    for_rows_of_block<M>(block, [&](Index row, Index begin, Index end) {
       const Index at = row * key_block;
       weight_tangent_row(scratch.score + at, all.weight_tangent + at, all.product + at,
                          slope ? slope + at : nullptr, begin, end, scale,
                          scratch.sum_tangent + row * X::width);
     });
     if (terms.dropout.on) {
-      drop_rows(scratch.score, block, terms.dropout);
-      drop_rows(all.weight_tangent, block, terms.dropout);
+      drop_rows<M>(scratch.score, block, terms.dropout);
+      drop_rows<M>(all.weight_tangent, block, terms.dropout);
     }
     const bool finite = (t.value_flags[index] & kBlockFinite) != 0;
     const bool tangent_finite = (task.value_tangent_flags[index] & kBlockFinite) != 0;

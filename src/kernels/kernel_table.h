@@ -93,8 +93,8 @@ struct PackTask {
 // What a bool mask leaves of a block of scores.
 enum class MaskKind : uint8_t { empty, partial, full };
 
-// Flags of a packed block: no NaN, no inf; numbers of moderate size only.
-enum : uint8_t { kBlockFinite = 1, kBlockModerate = 2 };
+// Flags of a packed block: no NaN, no inf; numbers of moderate size only; packed in bfloat16 parts.
+enum : uint8_t { kBlockFinite = 1, kBlockModerate = 2, kBlockSplits = 4 };
 
 // One query block of one head against all the keys that it attends.
 struct ForwardTask {
@@ -143,8 +143,8 @@ struct BackwardTask {
   const ScoreTerms* terms;
   const void *query, *grad_out;          // packed query block
   const void *key, *value_t, *key_rows;  // packed key block
-  bool finite;                           // all of the above hold no NaN or inf
-  const void* lse;                       // one per row: lse * log2(e), +inf for an empty row
+  uint8_t flags;                         // those that all of the above have
+  const void* row_scales;                // of row_terms
   const void* delta;                     // one per row: rowsum(dO * O) - dlse, 0 for an empty row
   void *dq, *dk, *dv;                    // accumulators (accumulator_bytes); null: not wanted
   // If not null, the gradients of the scores after softcap (query_block x key_block, row stride
@@ -162,7 +162,7 @@ struct FlushTask {
   Rows out;
 };
 
-// delta = rowsum(dO * O) - dlse and lse in the kernels' unit, for `rows` rows of one head.
+// delta = rowsum(dO * O) - dlse and what the lse makes of weights, for `rows` rows of one head.
 struct RowTermsTask {
   ConstRows grad_out, out;
   Index rows, value_dim;
@@ -170,7 +170,7 @@ struct RowTermsTask {
   Index lse_stride;
   const void* dlse;  // may be null
   Index dlse_stride;
-  void* lse_log2;                  // written
+  void* row_scales;                // written: two numbers per row, e^-lse in two factors
   void* delta;                     // written
   double sink = -__builtin_inf();  // as in ForwardTask
   // If not null: the gradient of the sink, -sum of e^(sink - lse) delta over the rows.
@@ -203,21 +203,25 @@ struct Tiling {
   Index key_block;
 };
 
-struct KernelSet {
-  Index arithmetic_size;  // bytes of the type that is computed in: float or double
+// What depends on how matrices are multiplied: its packed operands are its own.
+struct MatrixKernels {
   Tiling forward_tiling, backward_tiling;
   Index (*packed_bytes)(Operand, const Tiling&, Index cols);
-  Index (*accumulator_bytes)(Index block_rows, Index cols);
   Index (*forward_scratch_bytes)(Index head_dim, Index value_dim);
   Index (*backward_scratch_bytes)(Index head_dim, Index value_dim);
   uint8_t (*pack)(const PackTask&, const Tiling&);
   void (*forward)(const ForwardTask&);
   void (*weights)(const WeightsTask&);
-  Index (*jvp_scratch_bytes)(Index head_dim, Index value_dim);
-  void (*jvp)(const JvpTask&);
-  void (*row_terms)(const RowTermsTask&);
   void (*backward)(const BackwardTask&);
   void (*backward_dq)(const BackwardTask&);
+};
+
+struct KernelSet : MatrixKernels {
+  Index arithmetic_size;  // bytes of the type that is computed in: float or double
+  Index (*accumulator_bytes)(Index block_rows, Index cols);
+  Index (*jvp_scratch_bytes)(Index head_dim, Index value_dim);
+  void (*jvp)(const JvpTask&);  // of operands packed for multiply-adds
+  void (*row_terms)(const RowTermsTask&);
   void (*flush)(const FlushTask&);
   void (*flush_wide)(const FlushTask&);  // to rows of the arithmetic type
   void (*rope)(const RopeTask&);
@@ -226,10 +230,21 @@ struct KernelSet {
 struct KernelTable {
   const char* name;
   KernelSet float32;
+  // For float32 arrays whose products may be computed from two bfloat16 parts of each operand, or
+  // from operands rounded to bfloat16. The same as float32 where that gains nothing.
+  KernelSet float32_high;
+  KernelSet float32_medium;
   KernelSet float64;
   KernelSet float16;
   KernelSet bfloat16;
   void (*dropout_row)(const DropoutRow&);
+  // If some of the above are PairKernels: the table that they stand in, with multiply-adds.
+  const KernelTable* multiply_adds;
+};
+
+// Kernels on pairs of bfloat16 that an instruction set has beside a table's; null: none.
+struct PairKernels {
+  const MatrixKernels *float32, *float32_high, *float32_medium, *float16, *bfloat16;
 };
 
 }  // namespace cattn

@@ -14,6 +14,20 @@ CATTN_INLINE uint8_t block_flags(T sum) {
                               (sum < kModerate<T> ? kBlockModerate : 0));
 }
 
+// The sum over lanes of `width` rows of lane-wise sums, one row per lane of the result.
+template <class T>
+CATTN_INLINE typename Vec<T>::V sum_rows(const T* lanes) {
+  using X = Vec<T>;
+  typename X::V tile[X::width];
+  CATTN_UNROLL
+  for (int i = 0; i < X::width; ++i) tile[i] = X::load(lanes + i * X::width);
+  X::transpose(tile);
+  auto sum = tile[0];
+  CATTN_UNROLL
+  for (int i = 1; i < X::width; ++i) sum = X::add(sum, tile[i]);
+  return sum;
+}
+
 // From vectors of rows' sums of squares: the largest norm of a row, and the sum of all.
 template <class T>
 struct Norms {
@@ -103,40 +117,45 @@ uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T
   return block_flags(norms.sum());
 }
 
-// Elements of a transposed block; the largest norm of its rows stands behind them.
-template <class T>
-CATTN_INLINE Index transposed_elements(Index rows, Index cols) {
-  return round_up(rows, kPanel<T>) * cols;
+CATTN_INLINE Index block_rows(Operand operand, const Tiling& tiling) {
+  const bool query_side = operand == Operand::query || operand == Operand::grad_out;
+  return query_side ? tiling.query_block : tiling.key_block;
 }
 
+// What is known of a packed block's rows stands in its last cache line.
 template <class T>
-Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
-  const bool query_side = operand == Operand::query || operand == Operand::grad_out;
+struct BlockTail {
+  T norm;  // of keys and transposed values: the largest of a row; inf if a number is not finite
+  uint8_t flags;
+
+  CATTN_INLINE static Index offset(Index packed_bytes) { return packed_bytes - 64; }
+  CATTN_INLINE static const BlockTail& of(const char* packed, Index packed_bytes) {
+    return *reinterpret_cast<const BlockTail*>(packed + offset(packed_bytes));
+  }
+  CATTN_INLINE static BlockTail& of(char* packed, Index packed_bytes) {
+    return *reinterpret_cast<BlockTail*>(packed + offset(packed_bytes));
+  }
+};
+
+template <class T>
+CATTN_INLINE Index panel_bytes(Operand operand, const Tiling& tiling, Index cols) {
   const bool transposed = operand == Operand::key || operand == Operand::value_t;
-  const Index rows = query_side ? tiling.query_block : tiling.key_block;
-  constexpr Index line = 64 / static_cast<Index>(sizeof(T));  // operands start on cache lines
-  const Index elements = transposed ? round_up(transposed_elements<T>(rows, cols) + 1, line)
-                                    : rows * round_up(cols, kPanel<T>);
-  return elements * static_cast<Index>(sizeof(T));
+  const Index rows = block_rows(operand, tiling);
+  const Index elements =
+      transposed ? round_up(rows, kPanel<T>) * cols : rows * round_up(cols, kPanel<T>);
+  return round_up(elements * static_cast<Index>(sizeof(T)), 64) + 64;
 }
 
 template <class T, class S>
-uint8_t pack(const PackTask& t, const Tiling& tiling) {
+CATTN_INLINE uint8_t pack_in_panels(const PackTask& t, const Tiling& tiling, BlockTail<T>& tail) {
   const S* source = static_cast<const S*>(t.source.data);
   T* packed = static_cast<T*>(t.packed);
-  const auto panels = [&](Index block_rows) {
-    return pack_panels<T>(source, t.source.row_stride, t.rows, t.cols, packed, block_rows);
-  };
-  switch (t.operand) {
-    case Operand::key:
-    case Operand::value_t: {
-      T* const norm = packed + transposed_elements<T>(tiling.key_block, t.cols);
-      return pack_transposed<T>(source, t.source.row_stride, t.rows, t.cols, packed, norm);
-    }
-    case Operand::value:
-    case Operand::key_rows: return panels(tiling.key_block);
-    case Operand::query:
-    case Operand::grad_out: return panels(tiling.query_block);
+  const Index stride = t.source.row_stride;
+  if (t.operand == Operand::key || t.operand == Operand::value_t) {
+    tail.flags = pack_transposed<T>(source, stride, t.rows, t.cols, packed, &tail.norm);
+  } else {
+    tail.flags =
+        pack_panels<T>(source, stride, t.rows, t.cols, packed, block_rows(t.operand, tiling));
   }
-  return 0;
+  return tail.flags;
 }

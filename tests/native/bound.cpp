@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <type_traits>
 
 namespace cattn::test {
 namespace {
@@ -50,6 +51,30 @@ Precision precision<Brain>() {
   return p;
 }
 
+template <class T>
+Precision precision_on_pairs() {
+  Precision p = precision<T>();
+  if constexpr (std::is_same_v<T, Half>) p.delta_w = p.delta_g = 1.5 * kOnePart * kOnePart;
+  if constexpr (std::is_same_v<T, Brain>) {
+    p.delta_w = 0.5 * kOnePart * kOnePart;
+    p.delta_g = kOnePart;
+  }
+  return p;  // a float32 in three parts is as precise as ever
+}
+template <class T>
+bool multiplies_pairs(const std::string& isa) {
+  if (isa == "avx512bf16") return std::is_same_v<T, Brain>;
+  return (isa == "amx" || isa == "amx_emulated") && !std::is_same_v<T, double>;
+}
+#define INSTANTIATE(T)                        \
+  template Precision precision_on_pairs<T>(); \
+  template bool multiplies_pairs<T>(const std::string&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(Half)
+INSTANTIATE(Brain)
+#undef INSTANTIATE
+
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -57,19 +82,27 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Magnitudes of one row's scores.
 struct RowBound {
   RowBound(const reference::Problem& problem, Index query_row, Precision precision)
-      : p(problem), row(query_row), u(precision.u), q(problem.q), k(problem.k) {
+      : p(problem),
+        row(query_row),
+        u(precision.u),
+        delta_o(precision.delta_o),
+        q(problem.q),
+        k(problem.k) {
     score_roundings = static_cast<double>(p.head_dim + 8 + (p.softcap != 0 ? 18 : 0) +
                                           (p.slopes.empty() ? 0 : 4));
     double magnitude = p.sink(row) == -kInfinity ? 0 : std::abs(p.sink(row));  // M_i
+    double largest = 0;  // of its products alone
     for (Index j = 0; j < p.keys; ++j) {
       if (!p.attends(row, j)) continue;
       const double bias =
           p.bias.empty() ? 0 : std::abs(p.bias[static_cast<size_t>(row * p.keys + j)]);
       magnitude = std::max(magnitude, product(j) + bias + std::abs(p.penalty(row, j)));
+      largest = std::max(largest, product(j));
     }
     kappa = 2 * u *
-            (score_roundings * magnitude +
-             static_cast<double>(p.keys + 32 + (p.sinks.empty() ? 0 : 8)));
+                (score_roundings * magnitude +
+                 static_cast<double>(p.keys + 32 + (p.sinks.empty() ? 0 : 8))) +
+            2 * delta_o * largest;
   }
 
   // |scale| sum_d |q_id k_jd|
@@ -82,12 +115,13 @@ struct RowBound {
   }
   // The error of a softcap's slope.
   double theta(Index j) const {
-    return p.softcap == 0 ? 0 : score_roundings * u * product(j) / p.softcap + 36 * u;
+    if (p.softcap == 0) return 0;
+    return (score_roundings * u + delta_o) * product(j) / p.softcap + 36 * u;
   }
 
   const reference::Problem& p;
   const Index row;
-  const double u;
+  const double u, delta_o;
   const Array &q, &k;
   double score_roundings, kappa;
 };
@@ -97,6 +131,7 @@ struct RowBound {
 Bounds bounds(const reference::Problem& p, const reference::Result& result, const Array& dout,
               const Array& dlse, Precision precision) {
   const double u = precision.u, scale = std::abs(p.scale);
+  const double delta_w = precision.delta_w, delta_g = precision.delta_g;
   const Array q = magnitudes(p.q), k = magnitudes(p.k), v = magnitudes(p.v);
   const Array grad = magnitudes(dout);
   const auto zeros = [](const Array& like) { return Array(like.size(), 0.0); };
@@ -105,8 +140,8 @@ Bounds bounds(const reference::Problem& p, const reference::Result& result, cons
                zeros(p.sinks)};
 
   const Index group = p.heads_kv > 0 ? p.heads_q / p.heads_kv : 0;
-  const double query_sum = u * static_cast<double>(p.queries * group + 8);
-  const double key_sum = u * static_cast<double>(p.keys + 8);
+  const double query_sum = u * static_cast<double>(p.queries * group + 8) + delta_g;
+  const double key_sum = u * static_cast<double>(p.keys + 8) + delta_g;
   const double dropped = p.kept.empty() ? 0 : 2;  // roundings that dropout adds
   const double all_rows = u * static_cast<double>(p.batch * p.queries + 8);
   for (Index row = 0; row < p.rows(); ++row) {
@@ -124,12 +159,12 @@ Bounds bounds(const reference::Problem& p, const reference::Result& result, cons
       const double kept = p.kept_factor(row, j);
       if (kept == 0 || !p.attends(row, j)) continue;
       weighted_grads += kept * w[j] * dot(grad_row, v_row(j), p.value_dim);
-      add_scaled(out, kept * ((kappa + dropped * u) * w[j] + precision.tiny), v_row(j),
+      add_scaled(out, kept * ((kappa + dropped * u + delta_w) * w[j] + precision.tiny), v_row(j),
                  p.value_dim);
     }
+    double from_out = delta_w * weighted_grads;  // what the errors of out do to delta
     if (!dlse.empty()) weighted_grads += std::abs(dlse[static_cast<size_t>(row)]);
     bound.lse[static_cast<size_t>(row)] = kappa;
-    double from_out = 0;  // what the rounding of out to a half type does to delta
     for (Index d = 0; d < p.value_dim && precision.half_u > 0; ++d) {
       const double value = std::abs(result.out[static_cast<size_t>(row * p.value_dim + d)]);
       from_out += grad_row[d] * precision.last_rounding(value + out[d]);
@@ -144,7 +179,9 @@ Bounds bounds(const reference::Problem& p, const reference::Result& result, cons
       const double own = kept == 0 ? 0 : kept * dot(grad_row, v_row(j), p.value_dim);
       const double size = own + weighted_grads;
       const double sigma =
-          (2 * omega + (static_cast<double>(p.value_dim + 4) + dropped) * u * w[j]) * size +
+          (2 * omega +
+           ((static_cast<double>(p.value_dim + 4) + dropped) * u + precision.delta_o) * w[j]) *
+              size +
           (w[j] + omega) * from_out;
       bound.weights[at] = omega;
       bound.dscore[at] = sigma;

@@ -22,6 +22,17 @@
 // which dq and dk add to sigma. Forward mode: ds = scale slope (dq . k + q . dk), of magnitude
 // T_ij, is off by eps = n_s u T_ij + theta T_ij, and w ds by omega T_ij + w (eps + 4 u T_ij).
 //
+// Matrix products from parts of numbers (src/kernels/parts-inl.h) leave something out, relative to
+// the magnitudes that they add: delta_o where two operands are multiplied, scores and dw; delta_w
+// where w is with v; delta_g where w or the dscores are for gradients. Then
+//
+//   kappa_i = 2u ((D + 8) M_i + Lk + 32) + 2 delta_o max_j |scale| sum_d |q_id k_jd|,
+//
+// sigma has a term of delta_o w_ij H_ij, theta one of delta_o where it has n_s u, and sums of w or
+// dscores with an operand have delta_w or delta_g beside their n u. What out is off by thus adds
+// delta_w sum_j w_ij G_ij to dw - delta. The small products are summed first; their roundings are
+// of second order. Forward mode does not multiply parts.
+//
 // Half types are computed in float32 and rounded once, which adds half an ulp; so does `out` to
 // dw - delta, as the backward reads the rounded one.
 #pragma once
@@ -37,6 +48,7 @@ struct Precision {
   double tiny;  // the smallest normal number
   // The rounding of results to a half type: its unit roundoff and half its smallest number.
   double half_u = 0, half_tiny = 0;
+  double delta_o = 0, delta_w = 0, delta_g = 0;
 
   double last_rounding(double value) const { return half_u * value + half_tiny; }
 };
@@ -46,6 +58,24 @@ template <>
 Precision precision<Half>();
 template <>
 Precision precision<Brain>();
+
+// Products of parts: of one and of two parts of float32 numbers, and those of half types, whose
+// operands are one or two parts exactly.
+constexpr double kOnePart = 0x1p-8;
+inline Precision in_one_part(Precision p) {
+  p.delta_o = p.delta_w = p.delta_g = 2 * kOnePart;
+  return p;
+}
+inline Precision in_two_parts(Precision p) {
+  p.delta_o = p.delta_w = p.delta_g = 2 * kOnePart * kOnePart;
+  return p;
+}
+
+// What the instruction sets that multiply_pairs of this type make of it, except in forward mode.
+template <class T>
+Precision precision_on_pairs();
+template <class T>
+bool multiplies_pairs(const std::string& isa);
 
 struct Bounds {
   reference::Array out, lse, weights;

@@ -272,6 +272,10 @@ void test_options() {
   }
   forward_error("an option of another version", CATTN_ERROR_VALUE, "flags",
                 [](cattn_attention& p) { p.flags |= 1u << 31; });
+  for (const int32_t precision : {-1, 3, std::numeric_limits<int32_t>::max()}) {
+    forward_error("precision " + std::to_string(precision), CATTN_ERROR_VALUE, "precision: is",
+                  [&](cattn_attention& p) { p.precision = precision; });
+  }
   forward_error("a workspace that no machine has", CATTN_ERROR_MEMORY, "", [](cattn_attention& p) {
     // Two rows of memory seen as 2^45 keys.
     for (cattn_array* a : {&p.k, &p.v, &p.dk, &p.dv}) {
@@ -395,6 +399,8 @@ void test_tangents() {
 }
 
 void test_dropout_and_rope() {
+  // A mask is drawn without an executor: by one thread where OpenMP's are not to be used.
+  cattn_set_num_threads(options().openmp ? 0 : 1);
   const Tensor<uint8_t> kept({2, 3, 5}, Layout::contiguous, LastAxis::any, placement(0));
   const cattn_array mask = kept.array();
   check(cattn_dropout_mask(1, 0, &mask) == CATTN_ERROR_VALUE, "a mask that keeps nothing");
@@ -426,6 +432,7 @@ void test_dropout_and_rope() {
   check(rope([](cattn_rope& p) { p.x.shape[2] = p.out.shape[2] = 5; }) == CATTN_ERROR_VALUE,
         "rope with more pairs than features");
   check(rope([](cattn_rope& p) { p.out.shape[1] = 4; }) == CATTN_ERROR_VALUE, "rope's output");
+  cattn_set_num_threads(0);
 }
 
 void test_settings() {
@@ -461,6 +468,7 @@ void test_described_shapes() {
   check(is(weights, {2, 4, 3, 5}), "shape of weights");
   check(cattn_attention_shapes(&good.problem, nullptr, nullptr, nullptr) == CATTN_OK,
         "shapes of nothing");
+  check(good.problem.precision == CATTN_PRECISION_HIGHEST, "the precision of a new problem");
   check(cattn_attention_forward(&good.problem) == CATTN_OK &&
             cattn_attention_backward(&good.problem) == CATTN_OK,
         std::string("the problem in good order: ") + cattn_error_message());

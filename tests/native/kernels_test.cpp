@@ -39,8 +39,9 @@ class Blocks {
 template <class T>
 class Head {
  public:
-  Head(const KernelSet& kernels, const HeadCase& c, const std::string& name)
+  Head(const KernelSet& kernels, const HeadCase& c, Precision precision, const std::string& name)
       : k_(kernels),
+        precision_(precision),
         c_(c),
         name_(name + " rows " + std::to_string(c.rows) + " keys " + std::to_string(c.keys) + " D " +
               std::to_string(c.head_dim) + " Dv " + std::to_string(c.value_dim) + " band " +
@@ -104,7 +105,7 @@ class Head {
     }
     expected_ = reference::forward(reference_);
     gradients_ = reference::backward(reference_, expected_, values(dout_), {});
-    bounds_ = bounds(reference_, expected_, values(dout_), {}, precision<T>());
+    bounds_ = bounds(reference_, expected_, values(dout_), {}, precision_);
   }
   static reference::Array values(const Tensor<T>& t) {
     return t.template expanded<double>(t.shape());
@@ -182,12 +183,12 @@ class Head {
     const Blocks dv(1, k_.accumulator_bytes(tiling.key_block, c_.value_dim), turn_);
     const Blocks dscore(1, tiling.query_block * tiling.key_block * k_.arithmetic_size, turn_);
     const Blocks scratch(1, k_.backward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
-    const Tensor<T> lse_log2 = vector(c_.rows), delta = vector(c_.rows);
+    const Tensor<T> row_scales = vector(2 * c_.rows), delta = vector(c_.rows);
     const Tensor<T> dq_rows = matrix(c_.rows, c_.head_dim), dk_rows = matrix(c_.keys, c_.head_dim),
                     dv_rows = matrix(c_.keys, c_.value_dim);
     reference::Array dscores(gradients_.dbias.size(), 0.0);
 
-    uint8_t flags = kBlockFinite;  // of everything
+    uint8_t flags = 0xff;  // of everything
     for (Index b = 0; b < query_count; ++b) {
       const Index first = b * tiling.query_block;
       const Index rows = std::min(tiling.query_block, c_.rows - first);
@@ -195,7 +196,7 @@ class Head {
       flags &= k_.pack(
           {Operand::grad_out, rows_from(dout_, first), rows, c_.value_dim, grad_out[b]}, tiling);
       k_.row_terms({rows_from(dout_, first), rows_from(out_, first), rows, c_.value_dim,
-                    &lse_[first], 1, nullptr, 0, &lse_log2[first], &delta[first]});
+                    &lse_[first], 1, nullptr, 0, &row_scales[2 * first], &delta[first]});
     }
     for (Index b = 0; b < key_count; ++b) {
       const Index first = b * tiling.key_block;
@@ -230,8 +231,8 @@ class Head {
         t.key = key[b];
         t.value_t = value_t[b];
         t.key_rows = key_rows[b];
-        t.finite = (flags & kBlockFinite) != 0;
-        t.lse = &lse_log2[t.first_query];
+        t.flags = flags;
+        t.row_scales = &row_scales[2 * t.first_query];
         t.delta = &delta[t.first_query];
         t.dq = dq[qb];
         t.dk = dk[0];
@@ -264,6 +265,7 @@ class Head {
   }
 
   const KernelSet& k_;
+  const Precision precision_;
   const HeadCase c_;
   const std::string name_;
   const Band band_;
@@ -277,6 +279,7 @@ class Head {
 };
 
 // The flag of a packed block says whether everything in it is finite, wherever the exception is.
+// (What is finite but overflows when it is squared may count as either.)
 template <class T>
 void test_finite_flag(const KernelSet& kernels, const std::string& name) {
   const Tiling& tiling = kernels.backward_tiling;
@@ -293,7 +296,7 @@ void test_finite_flag(const KernelSet& kernels, const std::string& name) {
           return kernels.pack(
               {operand, {source.data(), source.array().strides[0]}, rows, cols, packed[0]}, tiling);
         };
-        for (Index i = 0; i < source.size(); ++i) source[i] = std::numeric_limits<T>::max();
+        for (Index i = 0; i < source.size(); ++i) source[i] = static_cast<T>(1e17);
         bool right = flags() == kBlockFinite;
         for (Index i = 0; i < source.size(); i += 1 + source.size() / 50) {
           const T old = std::exchange(source[i], i % 2 == 0 ? -kInfinity : std::nan(""));
@@ -309,7 +312,7 @@ void test_finite_flag(const KernelSet& kernels, const std::string& name) {
 }
 
 template <class T>
-void test_set(const KernelSet& kernels, const std::string& name) {
+void test_set(const KernelSet& kernels, Precision precision, const std::string& name) {
   const Tiling& tiling = kernels.forward_tiling;
   std::vector<HeadCase> cases;
   for (const Index rows : {Index{1}, Index{5}, Index{8}, tiling.query_block - 1, tiling.query_block,
@@ -325,7 +328,7 @@ void test_set(const KernelSet& kernels, const std::string& name) {
       }
     }
   }
-  for (const HeadCase& c : cases) Head<T>(kernels, c, name).run();
+  for (const HeadCase& c : cases) Head<T>(kernels, c, precision, name).run();
   test_finite_flag<T>(kernels, name);
 }
 
@@ -333,8 +336,19 @@ void test_set(const KernelSet& kernels, const std::string& name) {
 
 void test_kernels() {
   for (int32_t i = 0; const KernelTable* table = available_table(i); ++i) {
-    test_set<float>(table->float32, std::string(table->name) + " float32");
-    test_set<double>(table->float64, std::string(table->name) + " float64");
+    const std::string name = table->name;
+    const Precision single = precision<float>();
+    const auto own = [table](const KernelSet& kernels) {
+      return kernels.forward != table->float32.forward;
+    };
+    test_set<double>(table->float64, precision<double>(), name + " float64");
+    test_set<float>(table->float32, single, name + " float32");
+    if (own(table->float32_high)) {
+      test_set<float>(table->float32_high, in_two_parts(single), name + " float32 high");
+    }
+    if (own(table->float32_medium)) {
+      test_set<float>(table->float32_medium, in_one_part(single), name + " float32 medium");
+    }
   }
 }
 

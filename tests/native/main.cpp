@@ -22,6 +22,7 @@ constexpr Section kSections[] = {
     {"variants", cattn::test::test_variants}, {"kernels", cattn::test::test_kernels},
     {"errors", cattn::test::test_errors},     {"threads", cattn::test::test_threads},
     {"fork", cattn::test::test_fork},         {"environment", cattn::test::test_environment},
+    {"pairs", cattn::test::test_pairs},
 };
 
 int usage() {

@@ -67,6 +67,11 @@ struct Vec<float> {
   CATTN_INLINE static V nearest(V x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
+  // x = n + f with n integral and |f| <= 1/2, of any size; f = 0 for x = -inf.
+  CATTN_INLINE static void integer_and_fraction(V x, V& n, V& f) {
+    n = nearest(x);
+    f = select(equal(x, set1(-__builtin_inff())), zero(), sub(x, n));
+  }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
     return sub(y, nearest(y));
@@ -214,6 +219,11 @@ struct Vec<double> {
   }
   CATTN_INLINE static V nearest(V x) {
     return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // x = n + f with n integral and |f| <= 1/2, of any size; f = 0 for x = -inf.
+  CATTN_INLINE static void integer_and_fraction(V x, V& n, V& f) {
+    n = nearest(x);
+    f = select(equal(x, set1(-__builtin_inff())), zero(), sub(x, n));
   }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);

@@ -58,6 +58,10 @@ struct Vec<float> {
   }
   // vreduceps gives 0 for an infinity, so exp2(-inf) = scale2(p(0), -inf) = 0 needs no clamp.
   CATTN_INLINE static V fraction(V x) { return _mm512_reduce_ps(x, 0); }
+  CATTN_INLINE static void integer_and_fraction(V x, V& n, V& f) {
+    f = fraction(x);
+    n = sub(x, f);
+  }
   CATTN_INLINE static V scale2(V p, V x, V fraction) {
     return _mm512_scalef_ps(p, _mm512_sub_ps(x, fraction));
   }
@@ -185,6 +189,10 @@ struct Vec<double> {
     return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
   CATTN_INLINE static V fraction(V x) { return _mm512_reduce_pd(x, 0); }
+  CATTN_INLINE static void integer_and_fraction(V x, V& n, V& f) {
+    f = fraction(x);
+    n = sub(x, f);
+  }
   CATTN_INLINE static V scale2(V p, V x, V fraction) {
     return _mm512_scalef_pd(p, _mm512_sub_pd(x, fraction));
   }

@@ -61,6 +61,11 @@ struct Vec<float> {
   // Clamped so that the exponent bits of scale2 stay in range; NaN goes through.
   CATTN_INLINE static V clamp(V x) { return vminq_f32(vmaxq_f32(x, set1(-127.0f)), set1(128.0f)); }
   CATTN_INLINE static V nearest(V x) { return vrndnq_f32(x); }
+  // x = n + f with n integral and |f| <= 1/2, of any size; f = 0 for x = -inf.
+  CATTN_INLINE static void integer_and_fraction(V x, V& n, V& f) {
+    n = nearest(x);
+    f = select(equal(x, set1(-__builtin_inff())), zero(), sub(x, n));
+  }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
     return sub(y, nearest(y));
@@ -179,6 +184,11 @@ struct Vec<double> {
 
   CATTN_INLINE static V clamp(V x) { return vminq_f64(vmaxq_f64(x, set1(-1023.0)), set1(1024.0)); }
   CATTN_INLINE static V nearest(V x) { return vrndnq_f64(x); }
+  // x = n + f with n integral and |f| <= 1/2, of any size; f = 0 for x = -inf.
+  CATTN_INLINE static void integer_and_fraction(V x, V& n, V& f) {
+    n = nearest(x);
+    f = select(equal(x, set1(-__builtin_inff())), zero(), sub(x, n));
+  }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
     return sub(y, nearest(y));

@@ -118,6 +118,11 @@ struct PlainVec {
     const V magnitude = x < zero() ? zero() - x : x;
     return magnitude < set1(limit) ? (x + magic) - magic : x;
   }
+  // x = n + f with n integral and |f| <= 1/2, of any size; f = 0 for x = -inf.
+  CATTN_INLINE static void integer_and_fraction(V x, V& n, V& f) {
+    n = nearest(x);
+    f = select(equal(x, set1(-T(__builtin_inff()))), zero(), sub(x, n));
+  }
   CATTN_INLINE static V fraction(V x) {
     const V y = clamp(x);
     return y - nearest(y);

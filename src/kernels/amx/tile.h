@@ -1,0 +1,53 @@
+// The tile registers of AMX. Included inside the ISA's anonymous namespace, as is
+// amx/emulated_tile.h, whose class has the same interface: kernels are templates of either.
+//
+// The instructions are written out, since the compilers' intrinsics take the number of a register
+// only as a literal, and say nothing of the memory that they read and write.
+#include "kernels/amx/tile_shape.h"
+
+class HardwareTiles {
+ public:
+  // The registers are the thread's: configured here, and released at the end, after which the
+  // operating system has nothing of them to save.
+  explicit HardwareTiles(const TileShape (&shapes)[kTiles]) {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    static_assert(sizeof(config) == 64);
+    for (int t = 0; t < kTiles; ++t) {
+      config.row_bytes[t] = static_cast<uint16_t>(shapes[t].row_bytes);
+      config.rows[t] = static_cast<uint8_t>(shapes[t].rows);
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  }
+  ~HardwareTiles() { __asm__ volatile("tilerelease" : : : "memory"); }
+  HardwareTiles(const HardwareTiles&) = delete;
+  HardwareTiles& operator=(const HardwareTiles&) = delete;
+
+  template <int kTile>
+  CATTN_INLINE void zero() {
+    __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
+  }
+  // The tile's rows, `stride` bytes apart.
+  template <int kTile>
+  CATTN_INLINE void load(const void* p, Index stride) {
+    __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0"
+                     :
+                     : "i"(kTile), "r"(p), "r"(stride)
+                     : "memory");
+  }
+  template <int kTile>
+  CATTN_INLINE void store(void* p, Index stride) const {
+    __asm__ volatile("tilestored %%tmm%c0, (%1,%2,1)"
+                     :
+                     : "i"(kTile), "r"(p), "r"(stride)
+                     : "memory");
+  }
+  // c (m, n) float32 += a (m, k) times b (k, n), pairs of bfloat16.
+  template <int kC, int kA, int kB>
+  CATTN_INLINE void multiply_add() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
+  }
+};

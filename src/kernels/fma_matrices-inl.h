@@ -1,0 +1,143 @@
+// How the kernels' matrices are packed and multiplied: by fused multiply-adds of T, in panels. The
+// kernels are templates of this class; pair_matrices-inl.h is another like it.
+
+// out += tile * value of one block; where value holds a NaN or inf, masked elements are left out.
+template <class T>
+CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const T* value,
+                                   bool finite, Index value_dim, T* out) {
+  using Tiles = typename Tile::Forward<T>;
+  constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+  const LeftRows<T, key_block> left{tile};
+  if (finite) {
+    accumulate_panels<T>(left, block.rows, value, key_block, value_dim, out, query_block,
+                         [&](Index r, Index count) { return block.columns(r, count); });
+    return;
+  }
+  for (Index r = 0; r < block.rows; ++r) {
+    const Range columns = block.columns(r, 1);
+    if (columns.begin >= columns.end) continue;
+    accumulate_skipping<T>(left.at(r, columns.begin), 1, value + columns.begin * kPanel<T>,
+                           key_block, columns.end - columns.begin, value_dim, out + r * kPanel<T>,
+                           query_block);
+  }
+}
+
+// Whether something is masked or dropped in a block where it must be left out one by one.
+CATTN_INLINE bool hides_some(const BackwardTask& t, const ScoreBlock& block) {
+  const ScoreTerms& terms = *t.terms;
+  return !(t.flags & kBlockFinite) && (terms.mask.data || terms.bias.data || terms.dropout.on ||
+                                       !block.full(0, t.rows, 0, t.cols));
+}
+
+template <class Arithmetic>
+struct FmaMatrices {
+  using T = Arithmetic;
+  static constexpr bool scales_queries = true;  // rounding q once more is as good as rounding s
+  static constexpr Index row_padding = Tile::rows / 3;  // row tiles may reach up to a multiple
+
+  // Calls f<kRows>(row) for the row tiles that products are made of.
+  template <class F>
+  CATTN_INLINE static void row_tiles(Index rows, F f) {
+    for_row_tiles(rows, f);
+  }
+
+  static Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
+    return panel_bytes<T>(operand, tiling, cols);
+  }
+  // Returns the block's flags.
+  template <class S>
+  static uint8_t pack(const PackTask& t, const Tiling& tiling) {
+    const Index bytes = packed_bytes(t.operand, tiling, t.cols);
+    return pack_in_panels<T, S>(t, tiling, BlockTail<T>::of(static_cast<char*>(t.packed), bytes));
+  }
+
+  // One query block against key blocks. `query` is in panels.
+  class Forward {
+    using Tiles = typename Tile::template Forward<T>;
+
+   public:
+    static constexpr bool keeps = false;  // see PairMatrices
+    static Index scratch_bytes(Index, Index) { return 0; }
+    CATTN_INLINE Forward(const ForwardTask& t, const T* query, void*) : t_(t), query_(query) {}
+
+    // Q K^T, tile by tile to `finish`. Returns whether the tiles were row_tiles.
+    template <class Finish>
+    CATTN_INLINE bool scores(const ScoreBlock& block, const char* key, Finish finish) {
+      block_products<T>(block, query_, Tiles::query_block, reinterpret_cast<const T*>(key),
+                        t_.head_dim, finish);
+      return true;
+    }
+    // out += tile * value
+    CATTN_INLINE void accumulate(const ScoreBlock& block, const T* tile, const char* value,
+                                 uint8_t flags, T* out) {
+      accumulate_block(block, tile, reinterpret_cast<const T*>(value), (flags & kBlockFinite) != 0,
+                       t_.value_dim, out);
+    }
+    void accumulate_kept(const ScoreBlock&, const char*, T*) {}
+    int keeper(Index, Index) const { return 0; }
+
+   private:
+    const ForwardTask& t_;
+    const T* query_;
+  };
+
+  // One query block and one key block. Products that add leave masked or dropped elements out where
+  // an operand holds a NaN or inf.
+  class Backward {
+    using Tiles = typename Tile::template Backward<T>;
+    static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+
+   public:
+    static Index scratch_bytes(Index, Index) { return 0; }
+    CATTN_INLINE Backward(const BackwardTask& t, const ScoreBlock& block, void*)
+        : t_(t), block_(block), skips_(hides_some(t, block)) {}
+
+    // Q K^T and dO V^T, tile by tile to `finish`.
+    template <class Finish>
+    CATTN_INLINE void scores(Finish finish) {
+      block_products<T>(block_, static_cast<const T*>(t_.query), query_block,
+                        static_cast<const T*>(t_.key), t_.head_dim, finish);
+    }
+    template <class Finish>
+    CATTN_INLINE void gradients(Finish finish) {
+      block_products<T>(block_, static_cast<const T*>(t_.grad_out), query_block,
+                        static_cast<const T*>(t_.value_t), t_.value_dim, finish);
+    }
+    // dv += p^T dO
+    CATTN_INLINE void add_dv(const T* p) {
+      add_transposed(p, static_cast<const T*>(t_.grad_out), t_.value_dim, static_cast<T*>(t_.dv));
+    }
+    // dk += ds^T Q
+    CATTN_INLINE void add_dk(const T* ds) {
+      add_transposed(ds, static_cast<const T*>(t_.query), t_.head_dim, static_cast<T*>(t_.dk));
+    }
+    // dq += ds K
+    CATTN_INLINE void add_dq(const T* ds) {
+      const LeftRows<T, key_block> left{ds};
+      const T* const key_rows = static_cast<const T*>(t_.key_rows);
+      T* const dq = static_cast<T*>(t_.dq);
+      if (skips_) {
+        accumulate_skipping<T>(left, t_.rows, key_rows, key_block, t_.cols, t_.head_dim, dq,
+                               query_block);
+        return;
+      }
+      accumulate_panels<T>(left, t_.rows, key_rows, key_block, t_.head_dim, dq, query_block,
+                           [&](Index r, Index count) { return block_.columns(r, count); });
+    }
+
+   private:
+    CATTN_INLINE void add_transposed(const T* tile, const T* right, Index cols, T* sum) {
+      const LeftColumns<T, key_block> left{tile};
+      if (skips_) {
+        accumulate_skipping<T>(left, t_.cols, right, query_block, t_.rows, cols, sum, key_block);
+        return;
+      }
+      accumulate_panels<T>(left, t_.cols, right, query_block, cols, sum, key_block,
+                           [&](Index c, Index count) { return block_.rows_of(c, count); });
+    }
+
+    const BackwardTask& t_;
+    const ScoreBlock& block_;
+    const bool skips_;
+  };
+};

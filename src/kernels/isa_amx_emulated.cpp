@@ -1,0 +1,27 @@
+// The kernels for AMX on emulated tiles: for tests, on any CPU with AVX512-BF16.
+#include <immintrin.h>
+
+#include "kernels/band.h"
+#include "kernels/bfloat16_product.h"
+#include "kernels/compiler.h"
+#include "kernels/half.h"
+#include "kernels/kernel_table.h"
+
+namespace cattn::amx_emulated {
+namespace {
+
+// clang-format off: each uses what stands before it
+#include "kernels/vec/avx512.h"
+#include "kernels/vec/avx512_tile.h"
+#include "kernels/vec/avx512bf16.h"
+#include "kernels/amx/emulated_tile.h"
+using TileRegisters = EmulatedTiles;
+#include "kernels/amx/kernels-inl.h"
+// clang-format on
+
+}  // namespace
+
+extern const PairKernels kernels;
+const PairKernels kernels = all_kernels;
+
+}  // namespace cattn::amx_emulated

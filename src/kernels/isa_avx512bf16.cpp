@@ -1,0 +1,43 @@
+// The kernels for AVX512-BF16, beside those of isa_avx512.cpp: bfloat16, whose products run at
+// twice the rate of multiply-adds.
+#include <immintrin.h>
+
+#include "kernels/band.h"
+#include "kernels/bfloat16_product.h"
+#include "kernels/compiler.h"
+#include "kernels/half.h"
+#include "kernels/kernel_table.h"
+
+namespace cattn::avx512bf16 {
+namespace {
+
+#include "kernels/vec/avx512.h"
+#include "kernels/vec/avx512_tile.h"
+#include "kernels/vec/avx512bf16.h"
+
+// clang-format off: each uses what stands before it
+#include "kernels/exp-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/parts-inl.h"
+#include "kernels/pairs-inl.h"
+#include "kernels/pack-inl.h"
+#include "kernels/score-inl.h"
+#include "kernels/dropout-inl.h"
+#include "kernels/fma_matrices-inl.h"
+#include "kernels/pair_matrices-inl.h"
+#include "kernels/forward-inl.h"
+#include "kernels/backward-inl.h"
+#include "kernels/matrix_kernels-inl.h"
+// clang-format on
+
+constexpr MatrixKernels medium =
+    matrix_kernels<PairMatrices<OnePart, RegisterProducts, true>, float>();
+constexpr MatrixKernels bfloat16 =
+    matrix_kernels<PairMatrices<BFloat16Parts, RegisterProducts, false>, BFloat16>();
+
+}  // namespace
+
+extern const PairKernels kernels;
+const PairKernels kernels = {nullptr, nullptr, &medium, nullptr, &bfloat16};
+
+}  // namespace cattn::avx512bf16

@@ -1,0 +1,419 @@
+// Matrices multiplied on pairs of bfloat16 (pairs-inl.h), what fma_matrices-inl.h does by
+// multiply-adds. A block in which some number does not split into parts is kept in panels of
+// float32 instead, without kBlockSplits; its products are those of FmaMatrices, for which its
+// partners are put together again.
+
+// How many products: of operands (scores and dO V^T), and of what is float32 with an operand: of
+// probabilities in the forward pass, and of them and of score gradients in the backward pass.
+template <class Operands, class Weights, class Gradients = Weights>
+struct PairPrecision {
+  using OperandProducts = Operands;
+  using WeightProducts = Weights;
+  using GradientProducts = Gradients;
+  static constexpr int parts = Operands::right_parts;  // that an operand is kept in
+  static constexpr int weight_parts = Weights::left_parts;
+  static constexpr int gradient_parts = Gradients::left_parts;
+  static_assert(Operands::left_parts == parts && Weights::right_parts == parts);
+  static_assert(Gradients::right_parts == parts);
+};
+
+CATTN_INLINE bool is_transposed(Operand operand) {
+  return operand == Operand::key || operand == Operand::value_t;
+}
+CATTN_INLINE bool is_query(Operand operand) {
+  return operand == Operand::query || operand == Operand::grad_out;
+}
+
+template <class S>
+float largest_norm(const S* source, Index stride, Index rows, Index cols) {
+  using X = Vec<float>;
+  Norms<float> norms;
+  float lanes[X::width * X::width];  // those of rows past the last are zeros or repeat others
+  fill(lanes + smaller(rows, X::width) * X::width, larger(X::width - rows, 0) * X::width, 0.0f);
+  for (Index first = 0; first < rows; first += X::width) {
+    for (Index r = first; r < smaller(first + X::width, rows); ++r) {
+      const S* const row = source + r * stride;
+      auto squares = X::zero();
+      for (Index c = 0; c < cols; c += X::width) {
+        __builtin_prefetch(row + c + rows * stride, 0, 2);
+        const auto x = load_up_to(row + c, cols - c);
+        squares = X::fma(x, x, squares);
+      }
+      X::store(lanes + (r - first) * X::width, squares);
+    }
+    norms.add(sum_rows<float>(lanes));
+  }
+  return norms.norm();
+}
+
+// A range of depth in whole pairs; what it gains is zero in the left operand.
+CATTN_INLINE Range even(Range range) { return {range.begin / 2 * 2, round_up(range.end, 2)}; }
+
+// left right^T of a block on pairs, tile by tile to `finish`.
+template <class P, class Micro, class Finish>
+CATTN_INLINE void pair_products(Micro& micro, const ScoreBlock& block, LeftPairs left,
+                                RightPairs right, Index depth, Finish finish) {
+  const Range all = block.columns(0, block.rows);
+  const Index first = all.begin / kPairCols * kPairCols;
+  Range columns{0, 0};  // of the row tile at hand: its range is asked for before its products come
+  multiply_pairs<P, true>(
+      micro, left, block.rows, right.at(0, first), round_up(all.end, kPairCols) - first,
+      [&](auto& tile, Index r, Index col) { finish(tile, r, first + col, columns); },
+      [&](Index r, Index count, Index col) {
+        columns = block.columns(r, count);
+        const bool seen = first + col < columns.end && first + col + kPairCols > columns.begin;
+        return Range{0, seen ? round_up(depth, 2) : 0};
+      });
+}
+
+// The same by multiply-adds, over the columns of Micro's row tiles, which may be taller.
+template <class Micro, class Finish>
+CATTN_INLINE void products_for(const ScoreBlock& block, const float* left, Index left_rows,
+                               const float* right, Index depth, Finish finish) {
+  block_products<float>(block, left, left_rows, right, depth, finish, [&](Index r, Index count) {
+    const Index begin = r / Micro::tallest * Micro::tallest;
+    return block.columns(begin, round_up(r + count, Micro::tallest) - begin);
+  });
+}
+
+// P is a PairPrecision; Micro multiplies (RegisterProducts or TileProducts). kScales: the scale may
+// be multiplied into q, because q is rounded anyway.
+template <class P, class Micro, bool kScales>
+struct PairMatrices {
+  using T = float;
+  static constexpr bool scales_queries = kScales;
+  static constexpr Index row_padding = Micro::row_padding;
+  static constexpr int parts = P::parts, weight_parts = P::weight_parts;
+  static constexpr int gradient_parts = P::gradient_parts;
+
+  template <class F>
+  CATTN_INLINE static void row_tiles(Index rows, F f) {
+    Micro::row_tiles(rows, f);
+  }
+
+  // ---- packed operands: pairs, or float32 in panels, then the tail ----
+
+  static Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
+    const Index rows = block_rows(operand, tiling);
+    Index elements =
+        is_transposed(operand) ? right_elements(cols, rows) : right_elements(rows, cols);
+    if (is_query(operand)) elements += left_elements(rows, cols);
+    const Index pairs = elements * parts * 2 + 64;
+    return larger(pairs, panel_bytes<float>(operand, tiling, cols));
+  }
+
+  template <class S>
+  static uint8_t pack(const PackTask& t, const Tiling& tiling) {
+    const S* const source = static_cast<const S*>(t.source.data);
+    const Index stride = t.source.row_stride, rows = block_rows(t.operand, tiling);
+    auto& tail =
+        BlockTail<float>::of(static_cast<char*>(t.packed), packed_bytes(t.operand, tiling, t.cols));
+    // The norms of keys bound the scores; nobody asks for those of others.
+    if (t.operand == Operand::key) tail.norm = largest_norm(source, stride, t.rows, t.cols);
+    uint8_t flags;
+    if (is_transposed(t.operand)) {
+      const RightPairs right = RightPairs::make(t.packed, t.cols, rows);
+      flags = pack_right_transposed<parts>(source, stride, t.rows, t.cols, right);
+    } else {
+      const RightPairs right = RightPairs::make(t.packed, rows, t.cols);
+      flags = pack_right<parts>(source, stride, t.rows, t.cols, right);
+      if (is_query(t.operand)) {
+        pack_left<parts>(source, stride, t.rows, t.cols,
+                         Packed{t.operand, tiling, t.cols, t.packed}.left());
+      }
+    }
+    tail.flags = flags;
+    if (flags & kBlockSplits) return flags;
+    return pack_in_panels<float, S>(t, tiling, tail);
+  }
+
+  // Memory that is handed out piece by piece.
+  class Pieces {
+   public:
+    CATTN_INLINE explicit Pieces(void* memory) : next_(static_cast<char*>(memory)) {}
+    CATTN_INLINE LeftPairs left(Index rows, Index depth, Index part_count) {
+      return LeftPairs::make(take(left_elements(rows, depth) * part_count * 2), rows, depth);
+    }
+    CATTN_INLINE float* panels(Operand operand, const Tiling& tiling, Index cols) {
+      return reinterpret_cast<float*>(take(panel_bytes<float>(operand, tiling, cols)));
+    }
+    CATTN_INLINE Index taken() const {
+      return static_cast<Index>(reinterpret_cast<uintptr_t>(next_));
+    }
+
+   private:
+    CATTN_INLINE char* take(Index bytes) {
+      char* const mine = next_;
+      next_ += bytes;
+      return mine;
+    }
+    char* next_;
+  };
+
+  // An operand, whichever way it is packed.
+  struct Packed {
+    Operand operand;
+    const Tiling& tiling;
+    Index cols;
+    const void* memory;
+
+    CATTN_INLINE bool splits() const {
+      const Index bytes = packed_bytes(operand, tiling, cols);
+      return BlockTail<float>::of(static_cast<const char*>(memory), bytes).flags & kBlockSplits;
+    }
+    CATTN_INLINE RightPairs right() const {
+      const Index rows = block_rows(operand, tiling);
+      void* const p = const_cast<void*>(memory);
+      return is_transposed(operand) ? RightPairs::make(p, cols, rows)
+                                    : RightPairs::make(p, rows, cols);
+    }
+    // Of queries: behind the right operand.
+    CATTN_INLINE LeftPairs left() const {
+      const Index rows = block_rows(operand, tiling);
+      auto* const p = static_cast<uint16_t*>(const_cast<void*>(memory));
+      return LeftPairs::make(p + right_elements(rows, cols) * parts, rows, cols);
+    }
+    // In panels of float32, in `room` if they have to be put together.
+    CATTN_INLINE const float* panels(float* room) const {
+      if (!memory || !splits()) return static_cast<const float*>(memory);
+      const Index rows = block_rows(operand, tiling);
+      if (is_transposed(operand)) {
+        unpack_right<parts>(right(), cols, rows, room, cols * kPanel<float>);
+      } else {
+        unpack_right<parts>(right(), rows, cols, room, rows * kPanel<float>);
+      }
+      return room;
+    }
+  };
+
+  // One query block against key blocks: see FmaMatrices.
+  class Forward {
+    using Tiles = typename Tile::template Forward<float>;
+    static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+    static constexpr Tiling tiling{query_block, key_block};
+
+   public:
+    static Index scratch_bytes(Index head_dim, Index value_dim) {
+      ForwardTask t{};
+      t.head_dim = head_dim;
+      t.value_dim = value_dim;
+      return Memory(t, nullptr).bytes;
+    }
+    CATTN_INLINE Forward(const ForwardTask& t, const float* query, void* scratch)
+        : t_(t), query_(query), memory_(t, scratch) {
+      uint8_t flags = kBlockSplits;
+      for (Index d = 0; d < t.head_dim; d += kPairDepth) {
+        flags &= pack_left<parts>(query + d * query_block, kPanel<float>, t.rows,
+                                  smaller(kPairDepth, t.head_dim - d), memory_.query.at(0, d));
+      }
+      splits_ = flags != 0;
+    }
+
+    template <class Finish>
+    CATTN_INLINE bool scores(const ScoreBlock& block, const char* key, Finish finish) {
+      const Packed packed{Operand::key, tiling, t_.head_dim, key};
+      if (splits_ && packed.splits()) {
+        pair_products<typename P::OperandProducts>(micro_, block, memory_.query, packed.right(),
+                                                   t_.head_dim, finish);
+        return true;
+      }
+      products_for<Micro>(block, query_, query_block, packed.panels(memory_.panels), t_.head_dim,
+                          finish);
+      return false;
+    }
+
+    CATTN_INLINE void accumulate(const ScoreBlock& block, const float* tile, const char* value,
+                                 uint8_t flags, float* out) {
+      if (!(flags & kBlockSplits)) {
+        accumulate_block(block, tile, reinterpret_cast<const float*>(value),
+                         (flags & kBlockFinite) != 0, t_.value_dim, out);
+        return;
+      }
+      const Range all = block.columns(0, block.rows);
+      const Index first = all.begin / kPairDepth * kPairDepth;
+      pack_left<weight_parts>(tile + first, key_block, block.rows, all.end - first,
+                              memory_.weights.at(0, first));
+      accumulate_kept(block, value, out);
+    }
+
+    // Keeps probabilities in parts as they come: rows from `row` on, 32 columns from c on.
+    static constexpr bool keeps = true;
+    struct Keeper {
+      LeftPairs to;
+
+      CATTN_INLINE void operator()(Index i, const Pairs::V (&p)[2]) const {
+        Pairs::W all[weight_parts];
+        split_row<weight_parts>(p[0], p[1], all);
+        CATTN_UNROLL
+        for (int part = 0; part < weight_parts; ++part) {
+          Pairs::store(to.p + i * kPairDepth + part * to.part, all[part]);
+        }
+      }
+    };
+    CATTN_INLINE Keeper keeper(Index row, Index c) const { return {memory_.weights.at(row, c)}; }
+
+    // out += weights * value
+    CATTN_INLINE void accumulate_kept(const ScoreBlock& block, const char* value, float* out) {
+      multiply_pairs<typename P::WeightProducts>(
+          micro_, memory_.weights, block.rows,
+          Packed{Operand::value, tiling, t_.value_dim, value}.right(), t_.value_dim,
+          PairOutput{out, kPanel<float>, query_block * kPanel<float>, true},
+          [&](Index r, Index count, Index) { return even(block.columns(r, count)); });
+    }
+
+   private:
+    struct Memory {
+      LeftPairs query, weights;
+      float* panels;
+      Index bytes;
+
+      CATTN_INLINE Memory(const ForwardTask& t, void* scratch) {
+        Pieces pieces(scratch);
+        query = pieces.left(query_block, t.head_dim, parts);
+        weights = pieces.left(query_block, key_block, weight_parts);
+        panels = pieces.panels(Operand::key, tiling, t.head_dim);
+        bytes = pieces.taken();
+      }
+    };
+
+    const ForwardTask& t_;
+    const float* query_;
+    const Memory memory_;
+    bool splits_;
+    Micro micro_;
+  };
+
+  // One query block and one key block: see FmaMatrices.
+  class Backward {
+    using Tiles = typename Tile::template Backward<float>;
+    static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
+    static constexpr Tiling tiling{query_block, key_block};
+    using Fma = typename FmaMatrices<float>::Backward;
+
+   public:
+    static Index scratch_bytes(Index head_dim, Index value_dim) {
+      BackwardTask t{};
+      t.head_dim = head_dim;
+      t.value_dim = value_dim;
+      return Memory(t, nullptr).bytes;
+    }
+    CATTN_INLINE Backward(const BackwardTask& t, const ScoreBlock& block, void* scratch)
+        : t_(t),
+          block_(block),
+          memory_(t, scratch),
+          splits_((t.flags & kBlockSplits) != 0),
+          in_panels_(splits_ ? t : put_together(t)),
+          fma_(in_panels_, block, nullptr) {}
+
+    template <class Finish>
+    CATTN_INLINE void scores(Finish finish) {
+      if (splits_) {
+        pair_products<typename P::OperandProducts>(micro_, block_, query(t_).left(),
+                                                   key(t_).right(), t_.head_dim, finish);
+        return;
+      }
+      products_for<Micro>(block_, static_cast<const float*>(in_panels_.query), query_block,
+                          static_cast<const float*>(in_panels_.key), t_.head_dim, finish);
+    }
+    template <class Finish>
+    CATTN_INLINE void gradients(Finish finish) {
+      if (splits_) {
+        pair_products<typename P::OperandProducts>(micro_, block_, grad_out(t_).left(),
+                                                   value_t(t_).right(), t_.value_dim, finish);
+        return;
+      }
+      products_for<Micro>(block_, static_cast<const float*>(in_panels_.grad_out), query_block,
+                          static_cast<const float*>(in_panels_.value_t), t_.value_dim, finish);
+    }
+    CATTN_INLINE void add_dv(const float* p) {
+      if (!splits_) return fma_.add_dv(p);
+      add_transposed(p, grad_out(t_), t_.dv);
+    }
+    CATTN_INLINE void add_dk(const float* ds) {
+      if (!splits_) return fma_.add_dk(ds);
+      add_transposed(ds, query(t_), t_.dk);
+    }
+    CATTN_INLINE void add_dq(const float* ds) {
+      if (!splits_) return fma_.add_dq(ds);
+      pack_left<gradient_parts>(ds, key_block, t_.rows, t_.cols, memory_.weights);
+      multiply_pairs<typename P::GradientProducts>(
+          micro_, memory_.weights, t_.rows, key_rows(t_).right(), t_.head_dim,
+          PairOutput{static_cast<float*>(t_.dq), kPanel<float>, query_block * kPanel<float>, true},
+          [&](Index r, Index count, Index) { return even(block_.columns(r, count)); });
+    }
+
+   private:
+    struct Memory {
+      LeftPairs weights;  // or their transpose
+      float *query, *grad_out, *key, *value_t, *key_rows;
+      Index bytes;
+
+      CATTN_INLINE Memory(const BackwardTask& t, void* scratch) {
+        Pieces pieces(scratch);
+        weights = pieces.left(larger(query_block, key_block), larger(query_block, key_block),
+                              gradient_parts);
+        query = pieces.panels(Operand::query, tiling, t.head_dim);
+        grad_out = pieces.panels(Operand::grad_out, tiling, t.value_dim);
+        key = pieces.panels(Operand::key, tiling, t.head_dim);
+        value_t = pieces.panels(Operand::value_t, tiling, t.value_dim);
+        key_rows = pieces.panels(Operand::key_rows, tiling, t.head_dim);
+        bytes = pieces.taken();
+      }
+    };
+
+    CATTN_INLINE static Packed query(const BackwardTask& t) {
+      return {Operand::query, tiling, t.head_dim, t.query};
+    }
+    CATTN_INLINE static Packed grad_out(const BackwardTask& t) {
+      return {Operand::grad_out, tiling, t.value_dim, t.grad_out};
+    }
+    CATTN_INLINE static Packed key(const BackwardTask& t) {
+      return {Operand::key, tiling, t.head_dim, t.key};
+    }
+    CATTN_INLINE static Packed value_t(const BackwardTask& t) {
+      return {Operand::value_t, tiling, t.value_dim, t.value_t};
+    }
+    CATTN_INLINE static Packed key_rows(const BackwardTask& t) {
+      return {Operand::key_rows, tiling, t.head_dim, t.key_rows};
+    }
+    // The task with all operands in panels.
+    BackwardTask put_together(const BackwardTask& t) const {
+      BackwardTask all = t;
+      all.query = query(t).panels(memory_.query);
+      all.grad_out = grad_out(t).panels(memory_.grad_out);
+      all.key = key(t).panels(memory_.key);
+      all.value_t = value_t(t).panels(memory_.value_t);
+      all.key_rows = key_rows(t).panels(memory_.key_rows);
+      return all;
+    }
+    // sum += tile^T right
+    CATTN_INLINE void add_transposed(const float* tile, const Packed& right, void* sum) {
+      const LeftPairs left = LeftPairs::make(memory_.weights.p, key_block, query_block);
+      pack_left_transposed<gradient_parts>(tile, key_block, t_.rows, t_.cols, left);
+      multiply_pairs<typename P::GradientProducts>(
+          micro_, left, t_.cols, right.right(), right.cols,
+          PairOutput{static_cast<float*>(sum), kPanel<float>, key_block * kPanel<float>, true},
+          [&](Index c, Index count, Index) { return even(block_.rows_of(c, count)); });
+    }
+
+    const BackwardTask& t_;
+    const ScoreBlock& block_;
+    const Memory memory_;
+    const bool splits_;
+    const BackwardTask in_panels_;
+    Fma fma_;
+    Micro micro_;
+  };
+};
+
+// One part and one product: operands that may be rounded to bfloat16.
+using OnePart = PairPrecision<Products<1, 1, 1>, Products<1, 1, 1>>;
+// A bfloat16 is one part, exactly. Of the probabilities in one part even the largest of a row,
+// which need not be 1, would be rounded, and where few keys matter that shows in the output.
+using BFloat16Parts = PairPrecision<Products<1, 1, 1>, Products<2, 1, 2>, Products<1, 1, 1>>;
+// float32 in two parts, three products each.
+using TwoParts = PairPrecision<Products<2, 2, 2>, Products<2, 2, 2>>;
+// float32 in three parts: as accurate as multiply-adds.
+using ThreeParts = PairPrecision<Products<3, 3, 3>, Products<3, 3, 3>>;
+// A float16 is two parts, exactly; the weights' remainder is beyond what float16 can show.
+using Float16Parts = PairPrecision<Products<2, 2, 3>, Products<2, 2, 2>>;

@@ -1,0 +1,351 @@
+// Matrix products on pairs of bfloat16: layouts, packing, and the loops over tiles.
+//
+// Both VDPBF16PS and TDPBF16PS multiply pairs that are adjacent along the depth of a product and
+// add into float32. An operand is kept in one to three parts (parts-inl.h), each a matrix of its
+// own:
+//   left  (rows, depth):  (depth / 32, rows, 32), so a row of a panel is 64 bytes, 16 pairs;
+//   right (depth, cols):  (cols / 32, depth / 2, 32, 2), so a row of a panel is 128 bytes, two
+//                         vectors of 16 pairs.
+// A tile of 16 rows and 64 bytes is one tile register of either. Depth is padded with zeros to a
+// multiple of 32, rows to a multiple of 16 and columns to a multiple of 32.
+//
+// Needs Vec<float> of 16 lanes, Pairs, parts-inl.h and gemm-inl.h before it.
+
+constexpr Index kPairDepth = 32;  // elements of a left panel, of depth
+constexpr Index kPairRows = 16;   // what rows are padded to
+constexpr Index kPairCols = 32;   // columns of a right panel
+static_assert(kPanel<float> == kPairCols && Vec<float>::width == 16);
+
+// Elements of one part.
+CATTN_INLINE Index left_elements(Index rows, Index depth) {
+  return round_up(rows, kPairRows) * round_up(depth, kPairDepth);
+}
+CATTN_INLINE Index right_elements(Index depth, Index cols) {
+  return round_up(depth, kPairDepth) * round_up(cols, kPairCols);
+}
+
+struct LeftPairs {
+  uint16_t* p;
+  Index panel;  // elements from one panel to the next: 32 * rows of the memory
+  Index part;   // elements from one part to the next
+
+  CATTN_INLINE static LeftPairs make(void* memory, Index rows, Index depth) {
+    return {static_cast<uint16_t*>(memory), round_up(rows, kPairRows) * kPairDepth,
+            left_elements(rows, depth)};
+  }
+  // depth: a multiple of 32
+  CATTN_INLINE LeftPairs at(Index row, Index depth) const {
+    return {p + depth / kPairDepth * panel + row * kPairDepth, panel, part};
+  }
+};
+
+struct RightPairs {
+  uint16_t* p;
+  Index panel;  // elements from one panel to the next: 32 * (padded) depth
+  Index part;
+
+  CATTN_INLINE static RightPairs make(void* memory, Index depth, Index cols) {
+    return {static_cast<uint16_t*>(memory), round_up(depth, kPairDepth) * kPairCols,
+            right_elements(depth, cols)};
+  }
+  // depth: even; col: a multiple of 16
+  CATTN_INLINE RightPairs at(Index depth, Index col) const {
+    return {p + col / kPairCols * panel + depth * kPairCols + col % kPairCols * 2, panel, part};
+  }
+};
+
+// The first n elements of a vector, or all; zeros for the rest.
+template <class S>
+CATTN_INLINE Pairs::V load_up_to(const S* p, Index n) {
+  using X = Vec<float>;
+  return n >= X::width ? X::load(p) : n > 0 ? X::load_n(p, n) : X::zero();
+}
+
+// 32 elements of a row as 16 pairs.
+template <int kParts>
+CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
+  if constexpr (kParts == 1) {
+    parts[0] = Pairs::round_row(first, second);
+  } else {
+    Pairs::V even, odd;
+    Pairs::part_even_odd(first, second, even, odd);
+    split<kParts>(even, odd, parts);
+  }
+}
+
+// The same from memory, where n of them exist.
+template <int kParts, class S>
+CATTN_INLINE void split_row(const S* p, Index n, PartsRange& range, Pairs::W (&parts)[kParts]) {
+  constexpr Index width = Pairs::width;
+  const auto first = load_up_to(p, n), second = load_up_to(p + (n > width ? width : 0), n - width);
+  range.see(first);
+  range.see(second);
+  split_row<kParts>(first, second, parts);
+}
+
+// The rows 2k and 2k + 1 (of which `rows` exist, 0 to 2) of 16 columns (n exist) as pairs.
+template <int kParts, class S>
+CATTN_INLINE void split_two_rows(const S* p, Index stride, Index rows, Index n, PartsRange& range,
+                                 Pairs::W (&parts)[kParts]) {
+  const auto lower = load_up_to(p, rows > 0 ? n : 0);
+  const auto upper = load_up_to(rows > 1 ? p + stride : p, rows > 1 ? n : 0);
+  range.see(lower);
+  range.see(upper);
+  split<kParts>(lower, upper, parts);
+}
+
+// Left operand from (rows, depth) in memory: Q for Q K^T, dO for dO V^T, P for P V, dS for dS K.
+// S is the type in memory. Returns the block's flags.
+template <int kParts, class S>
+uint8_t pack_left(const S* source, Index stride, Index rows, Index depth, LeftPairs left) {
+  PartsRange range;
+  for (Index d = 0; d < depth; d += kPairDepth) {
+    const Index n = smaller(kPairDepth, depth - d);
+    uint16_t* to = left.at(0, d).p;
+    for (Index r = 0; r < rows; ++r, to += kPairDepth) {
+      Pairs::W parts[kParts];
+      split_row<kParts>(source + r * stride + d, n, range, parts);
+      CATTN_UNROLL
+      for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, parts[p]);
+    }
+    for (Index r = rows; r < round_up(rows, kPairRows); ++r, to += kPairDepth) {
+      CATTN_UNROLL
+      for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, Pairs::zero());
+    }
+  }
+  return range.flags();
+}
+
+// Left operand from its transpose (depth, rows) in memory: P for P^T dO, dS for dS^T Q.
+template <int kParts, class S>
+uint8_t pack_left_transposed(const S* source, Index stride, Index depth, Index rows,
+                             LeftPairs left) {
+  PartsRange range;
+  for (Index d = 0; d < depth; d += kPairDepth) {
+    for (Index r = 0; r < rows; r += kPairRows) {
+      Pairs::W parts[kParts][16];
+      for (Index k = 0; k < 16; ++k) {
+        const Index exist = depth - d - 2 * k;
+        Pairs::W pair[kParts];
+        split_two_rows<kParts>(source + (exist > 0 ? (d + 2 * k) * stride : 0) + r, stride, exist,
+                               rows - r, range, pair);
+        CATTN_UNROLL
+        for (int p = 0; p < kParts; ++p) parts[p][k] = pair[p];
+      }
+      uint16_t* const to = left.at(r, d).p;
+      for (int p = 0; p < kParts; ++p) {
+        Pairs::transpose(parts[p]);
+        CATTN_UNROLL
+        for (int i = 0; i < 16; ++i) {
+          Pairs::store(to + p * left.part + i * kPairDepth, parts[p][i]);
+        }
+      }
+    }
+  }
+  return range.flags();
+}
+
+// Right operand from (depth, cols) in memory: V for P V, K for dS K, Q for dS^T Q, dO for P^T dO.
+template <int kParts, class S>
+uint8_t pack_right(const S* source, Index stride, Index depth, Index cols, RightPairs right) {
+  PartsRange range;
+  for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
+    uint16_t* to = right.at(0, c).p;
+    const Index n = cols - c;
+    for (Index d = 0; d < round_up(depth, kPairDepth); d += 2, to += 2 * kPairCols) {
+      Pairs::W parts[kParts];
+      const Index exist = n > 0 ? depth - d : 0;
+      split_two_rows<kParts>(source + (exist > 0 ? d * stride + c : 0), stride, exist, n, range,
+                             parts);
+      CATTN_UNROLL
+      for (int p = 0; p < kParts; ++p) Pairs::store(to + p * right.part, parts[p]);
+    }
+  }
+  return range.flags();
+}
+
+// Right operand from its transpose (cols, depth) in memory: K for Q K^T, V for dO V^T.
+template <int kParts, class S>
+uint8_t pack_right_transposed(const S* source, Index stride, Index cols, Index depth,
+                              RightPairs right) {
+  PartsRange range;
+  for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
+    for (Index d = 0; d < depth; d += kPairDepth) {
+      const Index n = smaller(kPairDepth, depth - d);
+      Pairs::W parts[kParts][16];
+      for (Index i = 0; i < 16; ++i) {
+        const bool exists = c + i < cols;
+        Pairs::W pair[kParts];
+        split_row<kParts>(source + (exists ? (c + i) * stride + d : 0), exists ? n : 0, range,
+                          pair);
+        CATTN_UNROLL
+        for (int p = 0; p < kParts; ++p) parts[p][i] = pair[p];
+      }
+      uint16_t* const to = right.at(d, c).p;
+      for (int p = 0; p < kParts; ++p) {
+        Pairs::transpose(parts[p]);
+        CATTN_UNROLL
+        for (int k = 0; k < 16; ++k) {
+          Pairs::store(to + p * right.part + k * 2 * kPairCols, parts[p][k]);
+        }
+      }
+    }
+  }
+  return range.flags();
+}
+
+// The numbers of a right operand again, the sums of their parts, in panels of (depth, 32) that are
+// `panel` elements apart.
+template <int kParts>
+void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Index panel) {
+  using X = Vec<float>;
+  for (Index c = 0; c < cols; c += Pairs::width) {
+    const uint16_t* from = right.at(0, c).p;
+    float* const to = panels + c / kPairCols * panel + c % kPairCols;
+    for (Index d = 0; d < depth; d += 2, from += 2 * kPairCols) {
+      auto lower = X::zero(), upper = X::zero();
+      CATTN_UNROLL
+      for (int p = kParts - 1; p >= 0; --p) {
+        const auto pairs = Pairs::load(from + p * right.part);
+        lower = X::add(lower, Pairs::lower(pairs));
+        upper = X::add(upper, Pairs::upper(pairs));
+      }
+      X::store(to + d * kPairCols, lower);
+      if (d + 1 < depth) X::store(to + (d + 1) * kPairCols, upper);
+    }
+  }
+}
+
+// Which parts are multiplied: part i of the left operand with part j of the right one wherever
+// i + j < kOrders, about 2^-8 smaller for every step of i + j; the small ones first, so that they
+// are not lost in a sum that is large already. With |x - hi| <= 2^-8 |x| and so on (parts-inl.h),
+// what is left out is, relative to the sum of |x y|:
+//   <3, 3, 3>  float32, "highest": six products, 2^-24 (mid lo and lo mid, 2^-25 each)
+//   <2, 2, 2>  float32, "high": three products, 2^-15 (mid mid 2^-16, the remainders 2^-17 each)
+//   <1, 1, 1>  bfloat16, nothing; float32, "medium": 2^-7
+//   <2, 2, 3>  float16: four products, nothing (mid mid would be missing by 2^-16)
+//   <3, 2, 3>  a float32 times a float16: five products, 2^-25
+//   <3, 1, 3>  a float32 times a bfloat16: three products, nothing
+//   <2, 1, 2>  the same with 16 bits of the float32: two products, 2^-17
+template <int kLeft, int kRight, int kOrders>
+struct Products {
+  static constexpr int left_parts = kLeft, right_parts = kRight;
+  struct Product {
+    int left, right;
+  };
+  struct List {
+    int count = 0;
+    Product of[kLeft * kRight] = {};
+  };
+  static constexpr List make() {
+    List all;
+    for (int order = kOrders - 1; order >= 0; --order) {
+      for (int j = 0; j < kRight; ++j) {
+        const int i = order - j;
+        if (i >= 0 && i < kLeft) all.of[all.count++] = {i, j};
+      }
+    }
+    return all;
+  }
+  static constexpr List list = make();
+};
+
+// Keeps or adds products. Element (i, j) is at c[i * row + j / 32 * panel + j % 32]: a tile of
+// scores with rows of its own length (panel = 32), or panels of n rows (row = 32, panel = 32 * n).
+struct PairOutput {
+  float* c;
+  Index row, panel;
+  bool add;  // c += product, else c = product
+
+  template <int kRows, int kVectors>
+  CATTN_INLINE void operator()(Pairs::V (&tile)[kRows][kVectors], Index r, Index col) const {
+    using X = Vec<float>;
+    float* const to = c + r * row + col / kPairCols * panel + col % kPairCols;
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) {
+        float* const p = to + i * row + j * X::width;
+        X::store(p, add ? X::add(X::load(p), tile[i][j]) : tile[i][j]);
+      }
+    }
+  }
+};
+
+// left * right, for the products P of their parts: out(tile, row, col) receives it tile by tile in
+// vectors of 16. depth_range(row, count, col) gives the part of the depth, from an even to an even
+// place, that counts for those rows and the panel of columns from col; where it is empty there is
+// no tile. Rows past `rows`, up to a multiple of 16, and columns past `cols`, up to a multiple of
+// 16, come too (zeros where padding is met). Tile registers take the depth in steps of 32 and put
+// zeros into the left operand outside of the range, so the right operand has to be finite in all of
+// those steps.
+//
+// The micro-kernel: row_tiles(rows, f) calls f<kRows>(row), and tile<P, kRows, kVectors> does
+// kRows rows by kVectors * 16 columns.
+template <class P, bool kWholePanels = false, class Micro, class Out, class DepthRange>
+CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, RightPairs right,
+                                 Index cols, Out out, DepthRange depth_range) {
+  for (Index col = 0; col < cols; col += kPairCols) {
+    const bool narrow = !kWholePanels && cols - col <= Vec<float>::width;
+    Micro::row_tiles(rows, [&]<int kRows>(Index r) {
+      const auto [begin, end] = depth_range(r, kRows, col);
+      if (begin >= end) return;
+      const auto put = [&](auto& tile, Index i) { out(tile, r + i, col); };
+      if constexpr (!kWholePanels) {
+        if (narrow) {
+          micro.template tile<P, kRows, 1>(left.at(r, 0), right.at(0, col), begin, end, put);
+          return;
+        }
+      }
+      micro.template tile<P, kRows, 2>(left.at(r, 0), right.at(0, col), begin, end, put);
+    });
+  }
+}
+
+// The micro-kernel in vector registers: a pair of the left operand is broadcast to all lanes.
+struct RegisterProducts {
+  static constexpr Index tallest = Tile::rows, row_padding = Tile::rows / 3;
+
+  template <class F>
+  CATTN_INLINE static void row_tiles(Index rows, F f) {
+    static_assert(kPairRows % (Tile::rows / 3) == 0);
+    for_row_tiles(rows, f);
+  }
+
+  template <class P, int kRows, int kVectors, class Put>
+  CATTN_INLINE void tile(LeftPairs left, RightPairs right, Index begin, Index end, Put put) const {
+    Pairs::V acc[kRows][kVectors];
+    clear<float>(acc);
+    for (int product = 0; product < P::list.count; ++product) {
+      const uint16_t* const a = left.p + P::list.of[product].left * left.part;
+      const uint16_t* const b = right.p + P::list.of[product].right * right.part;
+      for (Index d = begin; d < end;) {
+        const Index stop = smaller(end, (d / kPairDepth + 1) * kPairDepth);
+        multiply_add(acc, a + d / kPairDepth * left.panel + d % kPairDepth, b + d * kPairCols,
+                     (stop - d) / 2);
+        d = stop;
+      }
+    }
+    put(acc, 0);
+  }
+
+ private:
+  template <int kRows, int kVectors>
+  CATTN_INLINE static void multiply_add(Pairs::V (&acc)[kRows][kVectors], const uint16_t* a,
+                                        const uint16_t* b, Index pairs) {
+#pragma GCC unroll 2
+    for (Index k = 0; k < pairs; ++k, a += 2, b += 2 * kPairCols) {
+      Pairs::W right[kVectors];
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) right[j] = Pairs::load(b + j * 2 * Pairs::width);
+      CATTN_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        const auto left = Pairs::broadcast(a + i * kPairDepth);
+        CATTN_UNROLL
+        for (int j = 0; j < kVectors; ++j) {
+          acc[i][j] = Pairs::multiply_add(acc[i][j], left, right[j]);
+        }
+      }
+    }
+  }
+};

@@ -1,0 +1,14 @@
+// The tiles of all instruction sets with 32 registers of 512 bits. Included like vec/avx512.h.
+
+// 32 registers: 12 x 2 accumulators and 2 right operands; the left one is broadcast from memory.
+struct Tile {
+  static constexpr int rows = 12, vectors = 2;
+  template <class T>
+  struct Forward {
+    static constexpr Index query_block = 128, key_block = 128;
+  };
+  template <class T>
+  struct Backward {
+    static constexpr Index query_block = 128, key_block = 128;
+  };
+};

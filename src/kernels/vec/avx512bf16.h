@@ -1,0 +1,60 @@
+// Vectors of pairs of bfloat16 in AVX512-BF16, behind vec/avx512.h. Included inside the ISA's
+// anonymous namespace. See vec/pairs.h for what each operation means: the instructions do exactly
+// that, and none of them consults or changes the floating-point state.
+struct Pairs {
+  using V = __m512;
+  using W = __m512i;
+  static constexpr int width = 16;
+
+  CATTN_INLINE static W load(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  CATTN_INLINE static void store(uint16_t* p, W a) { _mm512_storeu_si512(p, a); }
+  CATTN_INLINE static W zero() { return _mm512_setzero_si512(); }
+  CATTN_INLINE static W broadcast(const uint16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof(pair));
+    return _mm512_set1_epi32(pair);
+  }
+
+  CATTN_INLINE static W round(V lower, V upper) {
+    // The instruction puts all of `lower` before all of `upper`; one permutation makes pairs.
+    const W order = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005,
+                                      0x160006, 0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b,
+                                      0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f);
+    return _mm512_permutexvar_epi16(order, (W)_mm512_cvtne2ps_pbh(upper, lower));
+  }
+  CATTN_INLINE static W round_row(V first, V second) {
+    return (W)_mm512_cvtne2ps_pbh(second, first);
+  }
+  CATTN_INLINE static V lower(W a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+  CATTN_INLINE static V upper(W a) {
+    return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(-0x10000)));
+  }
+
+  CATTN_INLINE static void part_even_odd(V first, V second, V& even, V& odd) {
+    const W evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const W odds = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    even = _mm512_permutex2var_ps(first, evens, second);
+    odd = _mm512_permutex2var_ps(first, odds, second);
+  }
+
+  CATTN_INLINE static void transpose(W (&r)[16]) {
+    V t[16];
+    CATTN_UNROLL
+    for (int i = 0; i < 16; ++i) t[i] = _mm512_castsi512_ps(r[i]);
+    Vec<float>::transpose(t);
+    CATTN_UNROLL
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_castps_si512(t[i]);
+  }
+
+  CATTN_INLINE static V multiply_add(V acc, W a, W b) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+  }
+
+  CATTN_INLINE static void track(V x, W& largest, W& smallest) {
+    const W bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+    largest = _mm512_max_epu32(largest, bits);
+    smallest = _mm512_min_epu32(smallest, _mm512_add_epi32(bits, _mm512_set1_epi32(-1)));
+  }
+  CATTN_INLINE static uint32_t largest_lane(W a) { return _mm512_reduce_max_epu32(a); }
+  CATTN_INLINE static uint32_t smallest_lane(W a) { return _mm512_reduce_min_epu32(a); }
+};

@@ -1,0 +1,94 @@
+// Vectors of pairs of bfloat16 in plain C++ for any CPU, and the specification of the vocabulary:
+// what VDPBF16PS and TDPBF16PS multiply. Included inside the ISA's anonymous namespace, behind a
+// Vec<float> of 16 lanes that is a PlainVec.
+//
+// A pair is 32 bits: an earlier element in the lower half and the next one in the upper half.
+//
+// It is for tests, not for speed: what is long is a function, not inlined into every loop.
+struct PlainPairs {
+  using V = Vec<float>::V;
+  typedef uint32_t W __attribute__((vector_size(64)));  // 16 pairs
+  static constexpr int width = 16;
+
+  CATTN_INLINE static W load(const uint16_t* p) {
+    W a;
+    __builtin_memcpy(&a, p, sizeof(a));
+    return a;
+  }
+  CATTN_INLINE static void store(uint16_t* p, W a) { __builtin_memcpy(p, &a, sizeof(a)); }
+  CATTN_INLINE static W zero() { return W{}; }
+  // One pair in every lane.
+  CATTN_INLINE static W broadcast(const uint16_t* p) {
+    uint32_t pair;
+    __builtin_memcpy(&pair, p, sizeof(pair));
+    return W{} + pair;
+  }
+
+  // Lane i is (lower[i], upper[i]), each rounded to nearest even; subnormals become zero.
+  [[gnu::noinline]] static W round(V lower, V upper) {
+    W a;
+    for (int i = 0; i < width; ++i) {
+      BFloat16 low, high;
+      from_float(without_subnormal(lower[i]), low);
+      from_float(without_subnormal(upper[i]), high);
+      a[i] = static_cast<uint32_t>(high.bits) << 16 | low.bits;
+    }
+    return a;
+  }
+  CATTN_INLINE static V lower(W a) { return reinterpret_cast<V>(a << 16); }
+  CATTN_INLINE static V upper(W a) { return reinterpret_cast<V>(a & 0xffff0000u); }
+
+  // Of 32 elements in a row: those with an even and those with an odd place.
+  [[gnu::noinline]] static void part_even_odd(V first, V second, V& even, V& odd) {
+    V e{}, o{};
+    for (int i = 0; i < width / 2; ++i) {
+      e[i] = first[2 * i];
+      o[i] = first[2 * i + 1];
+      e[width / 2 + i] = second[2 * i];
+      o[width / 2 + i] = second[2 * i + 1];
+    }
+    even = e;
+    odd = o;
+  }
+
+  // 32 elements of a row, rounded as by round(), as 16 pairs.
+  [[gnu::noinline]] static W round_row(V first, V second) {
+    V even, odd;
+    part_even_odd(first, second, even, odd);
+    return round(even, odd);
+  }
+
+  // 16 rows of 16 pairs to 16 columns.
+  [[gnu::noinline]] static void transpose(W (&r)[16]) {
+    W t[16] = {};
+    for (int i = 0; i < width; ++i)
+      for (int j = 0; j < width; ++j) t[j][i] = r[i][j];
+    for (int i = 0; i < width; ++i) r[i] = t[i];
+  }
+
+  // acc + a.upper * b.upper, rounded, + a.lower * b.lower, rounded: two fused multiply-adds of
+  // bfloat16_product.h, the upper halves first.
+  [[gnu::noinline]] static V multiply_add(V acc, W a, W b) {
+    const V al = lower(a), au = upper(a), bl = lower(b), bu = upper(b);
+    for (int i = 0; i < width; ++i) {
+      const float first = multiply_add_flushing(without_subnormal(au[i]), without_subnormal(bu[i]),
+                                                without_subnormal(acc[i]));
+      acc[i] = multiply_add_flushing(without_subnormal(al[i]), without_subnormal(bl[i]), first);
+    }
+    return acc;
+  }
+
+  // Extremes of the bits of |x|, as whole numbers; `smallest` is of those minus one, so that zero
+  // comes out as the largest of all.
+  CATTN_INLINE static void track(V x, W& largest, W& smallest) {
+    const W bits = reinterpret_cast<W>(x) & 0x7fffffffu, less = bits - 1u;
+    largest = bits > largest ? bits : largest;
+    smallest = less < smallest ? less : smallest;
+  }
+  CATTN_INLINE static uint32_t largest_lane(W a) {
+    uint32_t x = a[0];
+    for (int i = 1; i < width; ++i) x = a[i] > x ? a[i] : x;
+    return x;
+  }
+  CATTN_INLINE static uint32_t smallest_lane(W a) { return ~largest_lane(~a); }
+};

@@ -1,0 +1,66 @@
+// One table of pairs_kernels.h. Included inside the object's anonymous namespace, behind Vec and
+// Pairs and Tile.
+
+// clang-format off: each uses what stands before it
+#include "kernels/gemm-inl.h"
+#include "kernels/parts-inl.h"
+#include "kernels/pairs-inl.h"
+#include "kernels/amx/tile_products-inl.h"
+// clang-format on
+
+struct DepthRange {
+  Index begin, end;
+};
+
+template <class Micro, class L, class R, class P>
+void run_as(PairCase& t) {
+  const LeftPairs left = LeftPairs::make(t.left_memory, t.rows, t.depth);
+  const RightPairs right = RightPairs::make(t.right_memory, t.depth, t.cols);
+  const L* const left_source = static_cast<const L*>(t.left);
+  const R* const right_source = static_cast<const R*>(t.right);
+  t.left_flags =
+      t.left_transposed
+          ? pack_left_transposed<P::left_parts>(left_source, t.left_stride, t.depth, t.rows, left)
+          : pack_left<P::left_parts>(left_source, t.left_stride, t.rows, t.depth, left);
+  t.right_flags = t.right_transposed ? pack_right_transposed<P::right_parts>(
+                                           right_source, t.right_stride, t.cols, t.depth, right)
+                                     : pack_right<P::right_parts>(right_source, t.right_stride,
+                                                                  t.depth, t.cols, right);
+  Micro micro;
+  multiply_pairs<P>(micro, left, t.rows, right, t.cols, PairOutput{t.c, t.c_row, t.c_panel, t.add},
+                    [&](Index row, Index count, Index) {
+                      const Index seen = round_up(row + count, 2);
+                      return DepthRange{t.begin, t.causal ? smaller(t.end, seen) : t.end};
+                    });
+}
+
+template <class Micro>
+void run(PairCase& t) {
+  switch (t.kind) {
+    case PairKind::highest: return run_as<Micro, float, float, Products<3, 3, 3>>(t);
+    case PairKind::high: return run_as<Micro, float, float, Products<2, 2, 2>>(t);
+    case PairKind::medium: return run_as<Micro, float, float, Products<1, 1, 1>>(t);
+    case PairKind::bfloat16: return run_as<Micro, BFloat16, BFloat16, Products<1, 1, 1>>(t);
+    case PairKind::float16: return run_as<Micro, Float16, Float16, Products<2, 2, 3>>(t);
+    case PairKind::mixed_float16: return run_as<Micro, float, Float16, Products<3, 2, 3>>(t);
+    case PairKind::mixed_bfloat16: return run_as<Micro, float, BFloat16, Products<3, 1, 3>>(t);
+    case PairKind::mixed_high: return run_as<Micro, float, BFloat16, Products<2, 1, 2>>(t);
+  }
+}
+
+void split_32(const float* x, uint16_t* to) {
+  PartsRange range;
+  Pairs::W parts[3];
+  split_row<3>(x, 32, range, parts);
+  for (int p = 0; p < 3; ++p) Pairs::store(to + 32 * p, parts[p]);
+}
+
+void multiply_add_16(const uint16_t* a, const uint16_t* b, float* acc) {
+  using X = Vec<float>;
+  X::store(acc, Pairs::multiply_add(X::load(acc), Pairs::load(a), Pairs::load(b)));
+}
+
+template <class Micro>
+constexpr PairKernels table_of(const char* name, bool tiles) {
+  return {name, tiles, split_32, multiply_add_16, run<Micro>};
+}
