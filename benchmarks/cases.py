@@ -25,6 +25,8 @@ class Case:
     """Heads of keys and values; None is as many as `heads`."""
     batch: int = 1
     dtype: str = "float32"
+    precision: str = "highest"
+    """Of float32 products; peers have only the highest."""
     isa: str = BEST
     threads: int | None = None
     """None is all the cores that the run may use."""
@@ -44,6 +46,8 @@ class Case:
             words.append("causal")
         if self.dtype != "float32":
             words.append(self.dtype)
+        if self.precision != "highest":
+            words.append(self.precision)
         return " ".join(words)
 
     @property
@@ -100,14 +104,42 @@ OTHERS = [
     Case("backward", 8, 2048, 64, threads=1),
 ]
 
+
+def _reduced(dtype: str, precision: str = "highest") -> list[Case]:
+    """Cases of a type of fewer bits, or of products from fewer bits."""
+    shapes = [MAIN[0], MAIN[1], MAIN[6], MAIN[7]]
+    if dtype == "bfloat16":
+        shapes += [MAIN[3], Case("forward", 8, 8192, 64, causal=True), MAIN[4], MAIN[8], MAIN[9]]
+    return [replace(case, dtype=dtype, precision=precision, quick=False) for case in shapes]
+
+
+#: Where matrix units for bfloat16 help, if the machine has some.
+REDUCED = [
+    *_reduced("bfloat16"),
+    *_reduced("float16"),
+    *_reduced("float32", "high"),
+    *_reduced("float32", "medium"),
+]
+
+#: Instruction sets that add kernels for some types to another's: the rest is measured as that one.
+SAME_BUT_FOR = {"avx512bf16": ("avx512", ("bfloat16", "medium"))}
+
 CASES: list[Case] = [
     *MAIN,
     *SMALL,
     *LENGTHS,
     *HEAD_SIZES,
     *OTHERS,
+    *REDUCED,
     *(replace(case, isa=isa, quick=False) for isa in ("avx512", "avx2") for case in MAIN),
 ]
+
+
+def _best(case: Case, isas: Sequence[str]) -> str:
+    """The fastest instruction set, by the name of the one that has its kernels."""
+    best = isas[-1]
+    other, own = SAME_BUT_FOR.get(best, (best, ()))
+    return best if case.dtype in own or case.precision in own else other
 
 
 def select(
@@ -119,7 +151,7 @@ def select(
     """
     chosen: dict[tuple[str, str, int | None], Case] = {}
     for case in cases:
-        named = isa or (isas[-1] if case.isa == BEST else case.isa)
+        named = isa or (_best(case, isas) if case.isa == BEST else case.isa)
         team = case.threads or threads
         filled = replace(case, isa=named, threads=team)
         if named in isas and team <= threads:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import peers
+from budget import MIN_ROUNDS, Budget
 from cases import Case
 from fma_peak import FmaPeak
 from peers.base import Array, Inputs, Task, Unsupported
@@ -27,7 +28,9 @@ from table import format_time
 
 #: Seconds that one sample should last, so that the clock and a thread's wake-up do not count.
 SAMPLE = 0.02
-MIN_ROUNDS, MAX_ROUNDS = 3, 31
+MAX_ROUNDS = 31
+#: A first call that took so many seconds spent them on the work, not on getting ready for it.
+LONG_CALL = 5.0
 
 
 def main() -> None:
@@ -37,6 +40,8 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="file that gets one result as JSON per line")
     parser.add_argument("--peers", default="", help="names, separated by commas")
     parser.add_argument("--seconds", type=float, default=10, help="for the rounds of one case")
+    parser.add_argument("--before", type=int, default=0, help="cases measured before these")
+    parser.add_argument("--after", type=int, default=0, help="cases to come after these")
     arguments = parser.parse_args()
     cases = [Case(**json.loads(line)) for line in arguments.cases.read_text().splitlines()]
 
@@ -49,9 +54,13 @@ def main() -> None:
         _say(f"FMA peak: skipped, {error}\n")
         fma_peak = None
 
-    for number, case in enumerate(cases, start=1):
-        _say(f"[{number}/{len(cases)}] {case.name}: ")
-        result = measure(case, libraries, arguments.seconds, fma_peak)
+    budget = Budget(arguments.seconds)
+    total = arguments.before + len(cases) + arguments.after
+    for index, case in enumerate(cases):
+        left = budget.expect(cases[index:]) + arguments.after * arguments.seconds
+        progress = f"{arguments.before + index + 1}/{total}, {_minutes(left)} left"
+        _say(f"[{progress}] {case.name}: ")
+        result = measure(case, libraries, arguments.seconds, fma_peak, budget)
         result.skipped.update(missing)
         _say(f"{format_time(result.cattn.median)}\n")
         with arguments.results.open("a") as file:
@@ -59,7 +68,11 @@ def main() -> None:
 
 
 def measure(
-    case: Case, libraries: Mapping[str, peers.Prepare], seconds: float, fma_peak: FmaPeak | None
+    case: Case,
+    libraries: Mapping[str, peers.Prepare],
+    seconds: float,
+    fma_peak: FmaPeak | None,
+    budget: Budget,
 ) -> Result:
     """Time one case in rounds, in each of which every library and the peak have their turn."""
     inputs = Inputs.random(case)
@@ -67,29 +80,38 @@ def measure(
     skipped: dict[str, str] = {}
     for name, prepare in libraries.items():
         try:
+            budget.require_time(name, case)
             tasks[name] = prepare(case, inputs)
         except Unsupported as reason:
             skipped[name] = str(reason)
 
-    differences = _differences(tasks)
-    alone = {name: _time(task, 1) for name, task in tasks.items()}
-    repeats = {name: max(1, round(SAMPLE / once)) for name, once in alone.items()}
+    differences, first = _first_calls(tasks)
+    once = {
+        name: first[name] if first[name] > LONG_CALL else _once(task)
+        for name, task in tasks.items()
+    }
+    repeats = {name: max(1, round(SAMPLE / call)) for name, call in once.items()}
+    rounds_of = {
+        name: MIN_ROUNDS if budget.is_slow(name, once[name]) else MAX_ROUNDS for name in tasks
+    }
     samples: dict[str, list[float]] = {name: [] for name in tasks}
     peaks = []
     rounds, end = 0, time.perf_counter() + seconds
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < end):
-        rounds += 1
         if fma_peak is not None:
             _wait_until_idle()
             peaks.append(fma_peak.measure(case.threads or 1))
         for name, task in tasks.items():
-            _wait_until_idle()
-            samples[name].append(_time(task, repeats[name]))
+            if rounds < rounds_of[name]:
+                _wait_until_idle()
+                samples[name].append(_time(task, repeats[name]))
+        rounds += 1
 
     timings = {}
     for name, times in samples.items():
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        timings[name] = Timing(median, low, high, rounds, repeats[name], differences[name])
+        timings[name] = Timing(median, low, high, len(times), repeats[name], differences[name])
+        budget.record(name, case, median)
     return Result(case, timings, skipped, max(peaks, default=None))
 
 
@@ -101,6 +123,15 @@ def _time(task: Task, repeats: int) -> float:
         return timeit.Timer(task.call).timeit(repeats) / repeats
 
 
+def _once(task: Task) -> float:
+    """Seconds of one call as a rule: some of the first also wake threads."""
+    _wait_until_idle()
+    times: list[float] = []
+    while len(times) < 25 and sum(times) < 10 * SAMPLE:
+        times.append(_time(task, 1))
+    return statistics.median(times)
+
+
 def _wait_until_idle() -> None:
     """Let the threads of the last library stop spinning: they would take cores from the next."""
     for _ in range(100):
@@ -110,18 +141,24 @@ def _wait_until_idle() -> None:
             return
 
 
-def _differences(tasks: Mapping[str, Task]) -> dict[str, float]:
-    """Call each once and hold its result against cattn's, which comes first."""
+def _first_calls(tasks: Mapping[str, Task]) -> tuple[dict[str, float], dict[str, float]]:
+    """Call each once; return its largest difference from cattn, which comes first, and its time."""
     expected: tuple[Array, ...] = ()
-    differences = {}
+    differences, first = {}, {}
     for name, task in tasks.items():
+        start = time.perf_counter()
         with task.context():
             result = task.call()
+        first[name] = time.perf_counter() - start
         arrays = task.arrays(result)
         expected = expected or arrays
         pairs = zip(expected, arrays, strict=True)
         differences[name] = float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs]))
-    return differences
+    return differences, first
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""A run's results, and their JSON file."""
+"""What was measured, and its JSON files: a run's times, and peaks of memory."""
 
 from __future__ import annotations
 
@@ -106,3 +106,37 @@ class Run:
         data = json.loads(path.read_text())
         results = [Result.from_dict(result) for result in data.pop("results")]
         return Run(**data, results=results)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peak memory beyond the inputs in one case, by library, and why others are missing."""
+
+    case: Case
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Memory:
+    """Peaks of memory of all cases on one machine."""
+
+    machine: dict[str, Any]
+    peaks: list[Peaks] = field(default_factory=list)
+
+    @property
+    def libraries(self) -> list[str]:
+        """Libraries in the order of measurement, also those that were skipped."""
+        return list({n: None for p in self.peaks for n in (*p.peak_bytes, *p.skipped)})
+
+    def save(self, path: Path) -> None:
+        """Write the peaks as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> Memory:
+        """Read what `save` wrote."""
+        data = json.loads(path.read_text())
+        peaks = [Peaks(**{**one, "case": Case(**one["case"])}) for one in data["peaks"]]
+        return Memory(data["machine"], peaks)

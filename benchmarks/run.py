@@ -1,7 +1,7 @@
 """Times cattn beside other libraries and prints a Markdown table.
 
 python benchmarks/run.py --quick                        about two minutes
-python benchmarks/run.py --full                         everything, up to an hour
+python benchmarks/run.py --full                         everything, about half an hour
 python benchmarks/run.py --full --peers torch,numpy     against these only
 python benchmarks/run.py --quick --isa avx2             cattn and peers held to AVX2
 python benchmarks/run.py --full --only D128             cases whose name contains D128
@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,8 +26,9 @@ import machine
 import peers
 from cases import CASES, Case, select
 from import_time import import_time
+from pages import page
 from results import Result, Run
-from table import group_name, tables
+from table import group_name
 
 _FOLDER = Path(__file__).parent
 
@@ -55,12 +56,15 @@ def main() -> int:
         out = _FOLDER / "results" / machine.file_name(run.machine)
 
     seconds = arguments.seconds or (4 if arguments.quick else 15)
-    finished = True
+    finished, begun = True, 0
     for isa, team in dict.fromkeys((case.isa, case.threads or threads) for case in cases):
         group = [case for case in cases if (case.isa, case.threads) == (isa, team)]
         held_to = isa if isa != isas[-1] else None
         print(f"\n{group_name(isa, team)}", file=sys.stderr)
-        results, completed = _measure(group, team, held_to, arguments.peers, seconds)
+        begun += len(group)
+        place = ["--before", str(begun - len(group)), "--after", str(len(cases) - begun)]
+        options = ["--peers", arguments.peers, "--seconds", str(seconds), *place]
+        results, completed = _measure(group, team, held_to, options)
         run.results += results
         if out is not None:
             run.save(out)
@@ -68,23 +72,22 @@ def main() -> int:
             finished = False
             break
 
-    print(f"\n{machine.text(run.machine)}\n\n{tables(run)}")
-    print(f"- import cattn adds {run.import_seconds * 1e3:.1f} ms to import numpy")
+    if run.results:
+        print(f"\n{page(run, with_goals=arguments.full)}")
     if out is not None:
         print(f"\nsaved to {out}", file=sys.stderr)
     return 0 if finished else 1
 
 
 def _measure(
-    cases: Iterable[Case], threads: int, held_to: str | None, names: str, seconds: float
+    cases: Iterable[Case], threads: int, held_to: str | None, options: Sequence[str]
 ) -> tuple[list[Result], bool]:
     """Run measure.py on cases of one instruction set and team; what it got to is kept."""
     with tempfile.TemporaryDirectory() as folder, environment.pinned(threads):
         todo, done = Path(folder) / "cases", Path(folder) / "results"
         todo.write_text("".join(json.dumps(asdict(case)) + "\n" for case in cases))
         done.touch()
-        command = [sys.executable, str(_FOLDER / "measure.py"), str(todo), str(done)]
-        command += ["--peers", names, "--seconds", str(seconds)]
+        command = [sys.executable, str(_FOLDER / "measure.py"), str(todo), str(done), *options]
         try:
             code = subprocess.call(command, env=environment.variables(threads, held_to))
         except KeyboardInterrupt:

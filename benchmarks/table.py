@@ -15,6 +15,11 @@ def format_time(seconds: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
+def format_ratio(ratio: float) -> str:
+    """Two decimals, none above a hundred."""
+    return f"{ratio:.{0 if ratio >= 100 else 2}f}×"
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well as plain text too; all columns but the first align right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -32,13 +37,16 @@ def tables(run: Run) -> str:
     """All tables of a run, with what is missing and how far the results lie apart below them."""
     parts = []
     for isa, threads in run.groups():
-        results = run.in_group(isa, threads)
-        header = ["case", "cattn", "±", "GFLOP/s", "of peak", *(f"vs {p}" for p in run.peers)]
-        rows = [_row(run, result) for result in results]
         title = f"### {group_name(isa, threads)}: {_peak(run.fma_peaks(isa, threads))}"
-        parts.append(f"{title}\n\n{markdown(header, rows)}")
+        parts.append(f"{title}\n\n{table(run, run.in_group(isa, threads))}")
     parts.append("\n".join(_scaling(run) + _differences(run) + _skips(run)))
     return "\n\n".join(parts)
+
+
+def table(run: Run, results: Sequence[Result]) -> str:
+    """One row for each of some results."""
+    header = ["case", "cattn", "±", "GFLOP/s", "of peak", *(f"vs {peer}" for peer in run.peers)]
+    return markdown(header, [_row(run, result) for result in results])
 
 
 def group_name(isa: str, threads: int) -> str:
@@ -61,7 +69,7 @@ def _row(run: Run, result: Result) -> list[str]:
         f"{result.cattn.spread:.0%}",
         f"{result.rate / 1e9:.0f}" if result.rate >= 1e10 else f"{result.rate / 1e9:.1f}",
         "–" if share is None else f"{share:.0%}",
-        *(f"{s:.2f}×" if (s := result.speedup(peer)) else "–" for peer in run.peers),
+        *(format_ratio(ratio) if (ratio := result.speedup(peer)) else "–" for peer in run.peers),
     ]
 
 

@@ -142,7 +142,8 @@ def _packed(rng: np.random.Generator, seconds: float) -> list[dict[str, Any]]:
 
 def _compare(row: Row, direction: str, variant: Call, held: Call, seconds: float) -> dict[str, Any]:
     variant(), held()
-    times, ratios = [], []
+    times: list[float] = []
+    ratios: list[float] = []
     end = time.perf_counter() + seconds
     while len(ratios) < 5 or (time.perf_counter() < end and len(ratios) < 101):
         one, other = _time(variant), _time(held)

@@ -20,6 +20,18 @@ class Unsupported(Exception):
     """The library cannot do a case; the message says why in a few words."""
 
 
+def dtype_of(case: Case) -> np.dtype[Any]:
+    """NumPy does not know bfloat16 by itself."""
+    if case.dtype != "bfloat16":
+        return np.dtype(case.dtype)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise Unsupported("bfloat16 needs ml_dtypes") from None
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Arrays of (B, H, L, D) that all peers share."""
@@ -36,7 +48,9 @@ class Inputs:
 
         def array(heads: int) -> Array:
             shape = (case.batch, heads, case.length, case.head_dim)
-            return rng.standard_normal(shape, dtype=np.dtype(case.dtype).type)
+            if case.dtype == "float64":
+                return rng.standard_normal(shape)
+            return rng.standard_normal(shape, dtype=np.float32).astype(dtype_of(case))
 
         kv_heads = case.kv_heads or case.heads
         return Inputs(array(case.heads), array(kv_heads), array(kv_heads), array(case.heads))
@@ -66,6 +80,13 @@ def require_float32(case: Case) -> None:
     """Refuse other dtypes."""
     if case.dtype != "float32":
         raise Unsupported(f"{case.dtype} is not measured")
+    require_highest(case)
+
+
+def require_highest(case: Case) -> None:
+    """Refuse float32 products of lower precision: that of the highest is the one to compare."""
+    if case.precision != "highest":
+        raise Unsupported("has no such precision")
 
 
 def require_forward(case: Case) -> None:
@@ -75,7 +96,7 @@ def require_forward(case: Case) -> None:
 
 
 def require_memory(case: Case, matrices: int) -> None:
-    """Refuse cases whose matrices of scores would take more than a quarter of the memory."""
-    needed = matrices * case.scores * np.dtype(case.dtype).itemsize
-    if needed > total_memory() / 4:
-        raise Unsupported("matrices of scores over a quarter of the memory")
+    """Refuse cases whose matrices of scores would take more than half of the memory."""
+    needed = matrices * case.scores * dtype_of(case).itemsize
+    if needed > total_memory() / 2:
+        raise Unsupported(f"would need {needed / 1e9:.0f} GB for its scores")

@@ -12,7 +12,7 @@ from peers.base import Array, Inputs, Task, require_float32, require_memory
 def prepare(case: Case, inputs: Inputs) -> Task:
     """Forward; or the backward alone, from what its forward has kept."""
     require_float32(case)
-    require_memory(case, 3 if case.direction == "forward" else 5)
+    require_memory(case, 2 if case.direction == "forward" else 5)
     q, k, v, dout = (
         jax.numpy.asarray(_swapped(x)) for x in (inputs.q, inputs.k, inputs.v, inputs.dout)
     )

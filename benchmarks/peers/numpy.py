@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from cases import Case
-from peers.base import Array, Inputs, Task, require_memory
+from peers.base import Array, Inputs, Task, require_float32, require_memory
 
 
 def prepare(case: Case, inputs: Inputs) -> Task:
     """Forward from scratch; backward from the weights that its forward would have kept."""
-    require_memory(case, 2 if case.direction == "forward" else 4)
+    if case.dtype != "float64":
+        require_float32(case)
+    require_memory(case, 1 if case.direction == "forward" else 2)
     # Heads of a group get an axis of their own, along which keys and values broadcast.
     kv_heads = inputs.k.shape[1]
 

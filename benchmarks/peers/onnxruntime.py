@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from cases import Case
 from environment import held_to
@@ -79,7 +79,7 @@ def _causal(case: Case, inputs: Inputs) -> tuple[onnxruntime.InferenceSession, d
     return _session(case, node, feeds), feeds
 
 
-def _session(case: Case, node: object, feeds: dict[str, Array]) -> onnxruntime.InferenceSession:
+def _session(case: Case, node: NodeProto, feeds: dict[str, Array]) -> onnxruntime.InferenceSession:
     values = [
         helper.make_tensor_value_info(
             name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
