@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+#: The source tree.
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(code: str, *arguments: str, env: dict[str, str] | None = None, **more: Any):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ROOT
-from support import assert_ran, run_python
+from support import ROOT, assert_ran, run_python
 
 from cattn import _core
 

@@ -10,8 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from support import assert_ran, run_python
+from support import ROOT, assert_ran, run_python
 
 BENCHMARKS = ROOT / "benchmarks"
 
