@@ -12,6 +12,7 @@ _SOURCE = Path(__file__).with_name("fma_peak.cpp")
 _FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mfma"],
+    "avx512bf16": ["-mavx512f", "-mfma"],
     "amx": ["-mavx512f", "-mfma"],
 }
 

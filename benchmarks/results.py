@@ -89,7 +89,12 @@ class Run:
         return sorted(peak for peak in peaks if peak is not None)
 
     def share_of_peak(self, result: Result) -> float | None:
-        """Return cattn's rate as a share of the highest peak; float64 has half the lanes."""
+        """Return cattn's rate as a share of the highest peak; float64 has half the lanes.
+
+        Products of bfloat16 are not multiply-adds: they have no share.
+        """
+        if result.case.dtype == "bfloat16" or result.case.precision != "highest":
+            return None
         peaks = self.fma_peaks(result.case.isa, result.case.threads or 0)
         if not peaks:
             return None
