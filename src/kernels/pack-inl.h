@@ -117,9 +117,14 @@ uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T
   return block_flags(norms.sum());
 }
 
+CATTN_INLINE bool is_transposed(Operand operand) {
+  return operand == Operand::key || operand == Operand::value_t;
+}
+CATTN_INLINE bool is_query(Operand operand) {
+  return operand == Operand::query || operand == Operand::grad_out;
+}
 CATTN_INLINE Index block_rows(Operand operand, const Tiling& tiling) {
-  const bool query_side = operand == Operand::query || operand == Operand::grad_out;
-  return query_side ? tiling.query_block : tiling.key_block;
+  return is_query(operand) ? tiling.query_block : tiling.key_block;
 }
 
 // What is known of a packed block's rows stands in its last cache line.
@@ -139,10 +144,9 @@ struct BlockTail {
 
 template <class T>
 CATTN_INLINE Index panel_bytes(Operand operand, const Tiling& tiling, Index cols) {
-  const bool transposed = operand == Operand::key || operand == Operand::value_t;
   const Index rows = block_rows(operand, tiling);
   const Index elements =
-      transposed ? round_up(rows, kPanel<T>) * cols : rows * round_up(cols, kPanel<T>);
+      is_transposed(operand) ? round_up(rows, kPanel<T>) * cols : rows * round_up(cols, kPanel<T>);
   return round_up(elements * static_cast<Index>(sizeof(T)), 64) + 64;
 }
 
@@ -151,7 +155,7 @@ CATTN_INLINE uint8_t pack_in_panels(const PackTask& t, const Tiling& tiling, Blo
   const S* source = static_cast<const S*>(t.source.data);
   T* packed = static_cast<T*>(t.packed);
   const Index stride = t.source.row_stride;
-  if (t.operand == Operand::key || t.operand == Operand::value_t) {
+  if (is_transposed(t.operand)) {
     tail.flags = pack_transposed<T>(source, stride, t.rows, t.cols, packed, &tail.norm);
   } else {
     tail.flags =

@@ -17,13 +17,6 @@ struct PairPrecision {
   static_assert(Gradients::right_parts == parts);
 };
 
-CATTN_INLINE bool is_transposed(Operand operand) {
-  return operand == Operand::key || operand == Operand::value_t;
-}
-CATTN_INLINE bool is_query(Operand operand) {
-  return operand == Operand::query || operand == Operand::grad_out;
-}
-
 template <class S>
 float largest_norm(const S* source, Index stride, Index rows, Index cols) {
   using X = Vec<float>;
