@@ -21,18 +21,23 @@ Products of two bfloat16 numbers are exact in float32, so what is left out is al
 the roundings of the sums: δ for two operands, δ_w for weights in the output, δ_g for weights and
 dS in gradients. For float32 operands all are
 
-- medium, ``h h'``: ``2 w / (1 + w) + (w / (1 + w))² < δ = 2 w = 2⁻⁷``.
+- medium, ``h h'``: ``2 w / (1 + w) + (w / (1 + w))² < δ = 2 w = 2⁻⁷``. In the output, for v alone,
+  ``w / (1 + w) < δ_w = w``; the weight's is ω.
 - high, ``h h' + h m' + m h'``: ``m m'``, ``e x'`` and ``(h + m) e'`` are missing, together
   ``w² + w² (2 + w²) / (2 + w) < δ = 2 w² = 2⁻¹⁵``. A sum of n products now has 3 n terms.
 
 Instruction sets that multiply pairs of bfloat16 (`PAIRS`) also do so with half types, whose numbers
 are h' or h' + m' exactly. Of two operands nothing is missing, δ = 0; a weight has more digits:
 
-- bfloat16, x' = h', in the output ``h h' + m h'``: ``w² / (2 + w) < δ_w = w² / 2``, 2 n terms. In
-  gradients ``h h'``: ``w / (1 + w) < δ_g = w``.
+- bfloat16, x' = h', ``h h'``: in gradients ``w / (1 + w) < δ_g = w``. In the output δ_w = 0, and
+  the weight's is ω.
 - float16, ``h h' + h m' + m h'`` with x' = h' + m', hence |m'| <= w |x'| / (1 + w): ``m m'`` and
   ``e x'`` are missing, ``w² / (1 + w) + w² / (2 + w) < δ_w = δ_g = 3 w² / 2``. Two operands are
   multiplied with ``m m'`` as well: 4 n terms.
+
+ω: where a weight that is multiplied with v is rounded to bfloat16, the denominator is the sum of
+these rounded weights. So a weight gets a factor ``1 + ε_j`` in numerator and denominator,
+``|ε_j| <= w / (1 + w) < ω = w``; elsewhere ω = 0.
 
 All are relative to |a| |b|, and more than is needed by a factor of 1 + w / 8, which pays for the
 roundings of what is split. The terms are larger than the products by at most ``μ - 1 = 5 w``, as
@@ -74,13 +79,19 @@ products, Z one of float32 weights whatever the precision. Dividing both by the 
 
     τ = exp(E + γ(n_k)) - 1,    τ_N = exp(E + π_w(n_k)) - 1,
     δN = Σ P_j τ_N,j |v_j| + η (Σ |v_j| + Lk),    δZ = Σ P_j τ_j + η Lk,
-    |out error| <= (1 + r u) (δN + |out| δZ) / (1 - δZ) + r u |out|,
+    |out error| <= (1 + r u) (V + (1 + ω) (δN + |out| δZ)) / (1 - ω - (1 + ω) δZ) + r u |out|,
 
-from ``(N + δN) / (Z + δZ) - N / Z`` and r = 3 roundings for the quotient.
+from ``(N + δN) / (Z + δZ) - N / Z`` and r = 3 roundings for the quotient. V is what rounding of
+weights does, ``Σ P_j ε_j (v_j - out)``, at most
+
+    V = ω sqrt(Σ P_j) sqrt(Σ P_j (v_j - out)²):
+
+nothing where one key has all the weight.
 
 - A sink is one more term of Z: ``n_k + 6`` (m may move to it), M is at least |sink|,
   ``δZ + P_sink τ_sink`` with ``γ(4) |sink|`` in place of S, and r + 2.
-- Dropout multiplies every term of N by ``R = kept / (1 - p)``, which is rounded: r + 2.
+- Dropout multiplies every term of N by ``R = kept / (1 - p)``, which is rounded: r + 2. In V,
+  v_j is then R v_j.
 - A window, lengths and masks leave terms out; nothing is added.
 
 **Log-sum-exp.** ``lse = m + log Z``: ``-log(1 - δZ)``, and 4 roundings of terms no larger than
@@ -109,10 +120,11 @@ heads included; 5 for the scale), for dbias over dS alone, with γ, then rounded
 - ``dsinks = -Σ P_sink Δ`` with ``ρ_sink = exp(3 u (|sink| + |lse|) + |lse error| + 4 u) - 1`` and
   the error of Δ above, summed likewise and rounded to the sinks' dtype.
 
-**Forward mode.** Whatever the instruction set, half types are computed in float32.
+**Forward mode.** All is computed by multiply-adds of float32, whatever the instruction set and the
+precision: δ = 0.
 ``dS = scale c' (dQ·k + q·dK)`` has the magnitude ``T = |scale| (|dQ|·|k| + |q|·|dK|)`` and is off
-by ``ε_s = π(n_s + D) (c' + σ_c) T + σ_c T``, as it is a sum of 2 D products (n_s + 3 D for 6 D
-terms). Its sums ``U = Σ P R (dS v + dv)`` and ``ν = Σ P dS`` are off by
+by ``ε_s = γ(n_s + D) (c' + σ_c) T + σ_c T``, as it is a sum of 2 D products. Its sums
+``U = Σ P R (dS v + dv)`` and ``ν = Σ P dS`` are off by
 ``δU = Σ P R ((τ' + 1) (|dS| + ε_s) - |dS|) |v| + Σ P R τ' |dv|``, τ' having three roundings more
 than τ_N, and δν alike with neither R nor v; each is divided by Z as the output is. Then
 
@@ -187,14 +199,17 @@ class Arithmetic(NamedTuple):
     operands: Products  # of two operands
     weights: Products  # of P with v
     gradients: Products  # of P or dS with an operand
+    rounded_weights: float = 0.0  # ω
 
 
-# (terms, δ) of products of operands, of weights and of gradients: the section on precision.
+# (terms, δ) of products of operands, of weights and of gradients, and ω: the section on precision.
 W = 2.0**-8
-EXACT = ((1, 0.0),) * 3
-FLOAT32 = {"highest": EXACT, "high": ((3, 2 * W**2),) * 3, "medium": ((1, 2 * W),) * 3}
-BFLOAT16 = (1, 0.0), (2, W**2 / 2), (1, W)
-FLOAT16 = (4, 0.0), (3, 1.5 * W**2), (3, 1.5 * W**2)
+EXACT = *(((1, 0.0),) * 3), 0.0
+HIGH = *(((3, 2 * W**2),) * 3), 0.0
+MEDIUM = (1, 2 * W), (1, W), (1, 2 * W), W
+FLOAT32 = {"highest": EXACT, "high": HIGH, "medium": MEDIUM}
+BFLOAT16 = (1, 0.0), (1, 0.0), (1, W), W
+FLOAT16 = (4, 0.0), (3, 1.5 * W**2), (3, 1.5 * W**2), 0.0
 # What instruction sets multiply on pairs of bfloat16 numbers unasked.
 TILES = {"float32": EXACT, "float16": FLOAT16, "bfloat16": BFLOAT16}
 PAIRS = {"avx512bf16": {"bfloat16": BFLOAT16}, "amx": TILES, "amx_emulated": TILES}
@@ -209,16 +224,19 @@ def arithmetic(dtype: Any, precision: str, *, forward_mode: bool = False) -> Ari
     """Of the current instruction set."""
     wide, name = computed_in(dtype), np.dtype(dtype).name
     u, tiny = unit_roundoff(wide), float(np.finfo(wide).tiny)
-    if name == "float32":
+    if forward_mode:
+        kinds = EXACT
+    elif name == "float32":
         kinds = FLOAT32[precision]
     else:
-        kinds = EXACT if forward_mode else PAIRS.get(_core.isa(), {}).get(name, EXACT)
+        kinds = PAIRS.get(_core.isa(), {}).get(name, EXACT)
 
     def products(terms, delta):
         mu = 1 + 5 * W if delta or terms > 1 else 1.0
         return Products(u, terms, delta, mu, 2 * tiny / delta if delta else 0.0)
 
-    return Arithmetic(*(products(*kind) for kind in kinds))
+    *by_kind, rounded_weights = kinds
+    return Arithmetic(*(products(*kind) for kind in by_kind), rounded_weights)
 
 
 class Terms(NamedTuple):
@@ -237,6 +255,7 @@ class Terms(NamedTuple):
     operands: Products
     weights: Products
     gradients: Products
+    rounded_weights: float
 
     def kept(self, p):
         return self.pairs.dropped(p)
@@ -289,12 +308,15 @@ class Sums(NamedTuple):
     d_z: Any  # δZ
     m: Any  # M, (..., Hq, Lq, 1)
     r: float
+    omega: float  # ω
 
-    def quotient(self, error, value, u):
-        """Of a sum with this error, divided by the computed denominator."""
-        room = np.maximum(1 - self.d_z, 0)[..., None]
+    def quotient(self, error, value, u, by_rounding=0.0):
+        """Of a sum with this error, divided by the computed denominator; by_rounding is V."""
+        more = 1 + self.omega
+        room = np.maximum(1 - self.omega - more * self.d_z, 0)[..., None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            off = (1 + self.r * u) * (error + value * self.d_z[..., None]) / room
+            off = by_rounding + more * (error + value * self.d_z[..., None])
+            off = (1 + self.r * u) * off / room
         return off + self.r * u * value
 
 
@@ -312,7 +334,7 @@ def sums(t: Terms, p, lse, more_roundings=0) -> Sums:
     p_sink = np.exp(t.sink - np.where(np.isneginf(lse), 0, lse)[..., None])[..., 0]
     d_z = d_z + p_sink * np.expm1(np.minimum(gamma(4, t.u) * sink + in_z, 700))[..., 0]
     r = 3 + 2 * bool(has_sink.any()) + 2 * (t.pairs.dropout > 0)
-    return Sums(tau_n, d_z, m, r)
+    return Sums(tau_n, d_z, m, r, t.rounded_weights)
 
 
 def attention_bound(q, k, v, *, layout="bhld", **options):
@@ -327,7 +349,7 @@ def attention_bound(q, k, v, *, layout="bhld", **options):
     p = _one_head_axis(exact.weights)
 
     s = sums(t, p, lse)
-    out_bound = s.quotient(_error_of_mean(t, p, s.tau_n), np.abs(out), t.u)
+    out_bound = s.quotient(_error_of_mean(t, p, s.tau_n), np.abs(out), t.u, _rounding(t, p, out))
     with np.errstate(divide="ignore", invalid="ignore"):
         lse_bound = -np.log(np.maximum(1 - s.d_z, 0))
         lse_bound = lse_bound + 4 * t.u * (s.m[..., 0] + np.abs(lse)) + t.tiny
@@ -347,6 +369,15 @@ def _error_of_mean(t, p, tau_n):
     magnitude, terms = t.weights.size(t.x.v), t.weights.count(t.x.k.shape[-2])
     least = t.tiny * (magnitude.sum(axis=-2, keepdims=True) + terms) / (1 - t.pairs.dropout)
     return t.kept(t.weights.size(p) * tau_n) @ magnitude + least
+
+
+def _rounding(t, p, out):
+    """V of the output."""
+    if t.rounded_weights == 0:
+        return 0.0
+    total = p.sum(axis=-1, keepdims=True)
+    squares = t.kept(p) @ t.x.v**2 / (1 - t.pairs.dropout) - out**2 * (2 - total)
+    return t.rounded_weights * np.sqrt(np.maximum(squares, 0) * total)
 
 
 def attention_backward_bound(
@@ -456,19 +487,15 @@ def attention_jvp_bound(q, k, v, dq, dk, dv, *, layout="bhld", scale=None, **opt
     s, u = sums(t, p, lse, more_roundings=3), t.u
     out_bound = s.quotient(_error_of_mean(t, p, s.tau_n), out, u)
 
-    by, of_weights = t.operands, t.weights
-    size = by.size(d.q) @ _transposed(by.size(t.x.k)) + by.size(t.x.q) @ _transposed(by.size(d.k))
+    size = np.abs(d.q) @ _transposed(np.abs(t.x.k)) + np.abs(t.x.q) @ _transposed(np.abs(d.k))
     size = abs(reference._scale(t.x, scale)) * np.where(t.pairs.seen, size, 0)
-    n_t = t.n_s + by.count(t.x.q.shape[-1])  # sums of 2 D products
-    error = (by.pi(n_t) * (t.slope + t.slope_error) + t.slope_error) * size
+    n_t = t.n_s + t.x.q.shape[-1]  # sums of 2 D products
+    error = (gamma(n_t, u) * (t.slope + t.slope_error) + t.slope_error) * size
     ds = t.slope * size
-    moved = (
-        of_weights.size(p) * ((1 + s.tau_n) * (ds + error) - ds) + t.tiny * (1 + ds) * t.pairs.seen
-    )
-    abs_v, abs_dv = of_weights.size(t.x.v), of_weights.size(d.v)
-    keys = of_weights.count(t.x.k.shape[-2])
-    least = t.tiny * ((abs_v + abs_dv).sum(axis=-2, keepdims=True) + keys)
-    d_u = t.kept(moved) @ abs_v + t.kept(of_weights.size(p) * s.tau_n) @ abs_dv
+    moved = p * ((1 + s.tau_n) * (ds + error) - ds) + t.tiny * (1 + ds) * t.pairs.seen
+    abs_v, abs_dv = np.abs(t.x.v), np.abs(d.v)
+    least = t.tiny * ((abs_v + abs_dv).sum(axis=-2, keepdims=True) + t.x.k.shape[-2])
+    d_u = t.kept(moved) @ abs_v + t.kept(p * s.tau_n) @ abs_dv
     d_u = d_u + least / (1 - t.pairs.dropout)
     size_u = t.kept(p * ds) @ abs_v + t.kept(p) @ abs_dv
     d_mean, mean = moved.sum(axis=-1)[..., None], (p * ds).sum(axis=-1)[..., None]

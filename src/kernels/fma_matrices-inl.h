@@ -32,7 +32,8 @@ CATTN_INLINE bool hides_some(const BackwardTask& t, const ScoreBlock& block) {
 template <class Arithmetic>
 struct FmaMatrices {
   using T = Arithmetic;
-  static constexpr bool scales_queries = true;  // rounding q once more is as good as rounding s
+  static constexpr bool scales_queries = true;   // rounding q once more is as good as rounding s
+  static constexpr bool rounds_weights = false;  // for the product with v
   static constexpr Index row_padding = Tile::rows / 3;  // row tiles may reach up to a multiple
 
   // Calls f<kRows>(row) for the row tiles that products are made of.

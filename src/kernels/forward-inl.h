@@ -16,10 +16,13 @@ template <class T>
 struct ForwardScratch {
   using Tiles = typename Tile::Forward<T>;
   T *query, *score, *out, *sum, *reference, *maximum;
+  // Of the weights as they are multiplied with v: `sum` itself, unless they are rounded for it.
+  T* weight_sum;
   // Forward mode (jvp-inl.h) sums these too; null otherwise.
   T *out_tangent = nullptr, *sum_tangent = nullptr;
 
-  CATTN_INLINE ForwardScratch(void* scratch, Index head_dim, Index value_dim) {
+  CATTN_INLINE ForwardScratch(void* scratch, Index head_dim, Index value_dim,
+                              bool rounds_weights = false) {
     T* p = static_cast<T*>(scratch);
     const auto take = [&](Index elements) {
       T* const mine = p;
@@ -30,6 +33,7 @@ struct ForwardScratch {
     query = take(Tiles::query_block * round_up(head_dim, kPanel<T>));
     out = take(Tiles::query_block * round_up(value_dim, kPanel<T>));
     sum = take(Tiles::query_block * Vec<T>::width);
+    weight_sum = rounds_weights ? take(Tiles::query_block * Vec<T>::width) : sum;
     reference = take(Tiles::query_block);
     maximum = take(Tiles::query_block * Vec<T>::width);
     end = p;
@@ -45,8 +49,8 @@ CATTN_INLINE Index bytes_up_to(T* end) {
 
 template <class M>
 Index forward_scratch_bytes(Index head_dim, Index value_dim) {
-  return bytes_up_to(ForwardScratch<typename M::T>(nullptr, head_dim, value_dim).end) +
-         M::Forward::scratch_bytes(head_dim, value_dim);
+  const ForwardScratch<typename M::T> scratch(nullptr, head_dim, value_dim, M::rounds_weights);
+  return bytes_up_to(scratch.end) + M::Forward::scratch_bytes(head_dim, value_dim);
 }
 
 // Scores of one row to probabilities, in place; adds them to the row's sums (one per lane).
@@ -106,15 +110,19 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T ma
   if (old == -T(__builtin_inff())) return;  // nothing summed yet
   const auto factor = exp2<T>(X::set1(old - maximum));
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
-  const auto rescale = [&](T* sums, T* accumulator) {
+  const auto rescale_sum = [&](T* sums) {
     T* const sum = sums + r * X::width;
     X::store(sum, X::mul(X::load(sum), factor));
+  };
+  const auto rescale = [&](T* sums, T* accumulator) {
+    rescale_sum(sums);
     for (Index col = 0; col < value_dim; col += X::width) {
       T* const p = accumulator + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
       X::store(p, X::mul(X::load(p), factor));
     }
   };
   rescale(scratch.sum, scratch.out);
+  if (scratch.weight_sum != scratch.sum) rescale_sum(scratch.weight_sum);
   if (scratch.out_tangent) rescale(scratch.sum_tangent, scratch.out_tangent);
 }
 
@@ -189,6 +197,23 @@ void exponentiate_empty_row(T* s, Index begin, Index end, T* sum) {
   }
 }
 
+// Adds the rounded probabilities of a row to its sum of weights. What stands in [begin, end) is
+// summed in whole panels, as StoreBoundedProbabilities does.
+template <class M, class T>
+CATTN_INLINE void sum_rounded_row(const T* p, Index begin, Index end, T* weight_sum) {
+  using X = Vec<T>;
+  auto total = X::load(weight_sum);
+  for (Index c = begin / kPanel<T> * kPanel<T>; c < end; c += kPanel<T>) {
+    typename X::V panel[kPanel<T> / X::width];
+    for (Index j = 0; j < kPanel<T> / X::width; ++j) {
+      const Index at = c + j * X::width;
+      panel[j] = begin <= at && at < end ? X::load(p + at) : X::zero();
+    }
+    total = X::add(total, M::sum_rounded(panel));
+  }
+  X::store(weight_sum, total);
+}
+
 // From the products of a block to its probabilities, summed but not yet dropped. `factor` is what
 // brings scores to units of log2(e); has_maxima: the rows' maxima over the panels of their row tile
 // are there; `slope` as in transform_rows.
@@ -228,6 +253,9 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
     } else {
       exponentiate_row<T, kMark>(s, begin, end, factor, reference, sum);
     }
+    if constexpr (M::rounds_weights) {
+      sum_rounded_row<M>(s, begin, end, scratch.weight_sum + row * X::width);
+    }
   });
 }
 
@@ -242,7 +270,9 @@ template <class M, class T>
   });
 }
 
-// What the rows' sums come to: denominators are reference-scaled, 2^reference sum (+ the sink).
+// What the rows' sums come to: denominators are reference-scaled, 2^reference sum (+ the sink). The
+// output is divided by what its weights add up to: where they are rounded, a row's largest weight
+// then costs no accuracy, and what few keys share is off by a part of their difference only.
 template <class T>
 struct RowResults {
   T factors[Vec<T>::width];  // out = o * factor
@@ -271,13 +301,17 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
                                        Index first) {
   using X = Vec<T>;
   RowResults<T> results;
-  T sums[X::width];
-  auto sum = sum_rows<T>(scratch.sum + first * X::width);
+  T sums[X::width], weight_sums[X::width];
+  const auto sum = sum_rows<T>(scratch.sum + first * X::width);
+  auto weight_sum = sum;
+  if (scratch.weight_sum != scratch.sum)
+    weight_sum = sum_rows<T>(scratch.weight_sum + first * X::width);
   X::store(sums, sum);
+  X::store(weight_sums, weight_sum);
   auto kept_scale = X::set1(T(1));
   if (t.terms->dropout.on) kept_scale = X::set1(static_cast<T>(t.terms->dropout.kept_scale));
-  const auto reciprocal = X::select(X::equal(sum, X::zero()), X::zero(), X::div(kept_scale, sum));
-  X::store(results.factors, reciprocal);
+  const auto reciprocal = X::div(kept_scale, weight_sum);
+  X::store(results.factors, X::select(X::equal(weight_sum, X::zero()), X::zero(), reciprocal));
   const Index rows = smaller(X::width, t.rows - first);
   const T* const reference = scratch.reference + first;
   if (t.sink == -__builtin_inf()) {
@@ -290,14 +324,17 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   const T sink = static_cast<T>(t.sink * kLog2e);
   const T sink_exponent = static_cast<T>(__builtin_ceil(static_cast<double>(sink)));
   for (Index r = 0; r < rows; ++r) {
-    // The sum in units of 2^top, whose digits no reference changes.
-    const Binary s(static_cast<double>(sums[r]));
+    // The sums in units of 2^top, whose digits no reference changes.
+    const Binary s(static_cast<double>(sums[r])), w(static_cast<double>(weight_sums[r]));
     const T exponent = reference[r] + static_cast<T>(s.exponent);
     const T top = sums[r] != T(0) && exponent > sink_exponent ? exponent : sink_exponent;
-    const T total =
-        static_cast<T>(s.mantissa) * exp2_scalar(exponent - top) + exp2_scalar(sink - top);
-    results.factors[r] = exp2_scalar(reference[r] - top) * kept[r] / total;
-    results.lses[r] = log_sum(top, total);
+    const auto with_sink = [&](const Binary& x) {
+      return static_cast<T>(x.mantissa) *
+                 exp2_scalar(reference[r] + static_cast<T>(x.exponent) - top) +
+             exp2_scalar(sink - top);
+    };
+    results.factors[r] = exp2_scalar(reference[r] - top) * kept[r] / with_sink(w);
+    results.lses[r] = log_sum(top, with_sink(s));
   }
   return results;
 }
@@ -376,6 +413,7 @@ CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& sc
   const Index vector_rows = round_up(t.rows, width);
   pack_queries<M, S>(t.q, t.rows, t.head_dim, scratch.query);
   clear_sums<M>(t.rows, t.value_dim, scratch.out, scratch.sum);
+  if constexpr (M::rounds_weights) fill(scratch.weight_sum, vector_rows * width, T(0));
   fill(scratch.reference, vector_rows, -T(__builtin_inff()));
   fill(scratch.maximum + t.rows * width, (vector_rows - t.rows) * width, -T(__builtin_inff()));
 }
@@ -482,6 +520,7 @@ struct StoreBoundedProbabilities {
     constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
     T* const s = scratch.score + r * stride + c;
     T* const sums = scratch.sum + r * X::width;
+    T* const weight_sums = scratch.weight_sum + r * X::width;
     [[maybe_unused]] const auto keep = matrices.keeper(r, c);
     if (!is_plain(terms) || !block.full(r, kRows, c, c + kPanel<T>)) {
       StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
@@ -490,11 +529,10 @@ struct StoreBoundedProbabilities {
         T* const row = s + i * stride;
         exponentiate_row<T, false>(row, 0, kPanel<T>, sums + i * X::width,
                                    [&](auto score) { return probability(score); });
-        if constexpr (kKeep) {
-          typename X::V p[kVectors];
-          for (int j = 0; j < kVectors; ++j) p[j] = X::load(row + j * X::width);
-          keep(i, p);
-        }
+        typename X::V p[kVectors];
+        for (int j = 0; j < kVectors; ++j) p[j] = X::load(row + j * X::width);
+        add_rounded(p, weight_sums + i * X::width);
+        if constexpr (kKeep) keep(i, p);
       }
       return;
     }
@@ -509,8 +547,15 @@ struct StoreBoundedProbabilities {
         if constexpr (!kKeep) X::store(s + i * stride + j * X::width, p[j]);
       }
       X::store(sums + i * X::width, total);
+      add_rounded(p, weight_sums + i * X::width);
       if constexpr (kKeep) keep(i, p);
     }
+  }
+
+  template <int kVectors>
+  CATTN_INLINE static void add_rounded(const typename X::V (&p)[kVectors], T* weight_sum) {
+    if constexpr (M::rounds_weights)
+      X::store(weight_sum, X::add(X::load(weight_sum), M::sum_rounded(p)));
   }
 };
 
@@ -564,7 +609,8 @@ template <class M, class T = typename M::T>
 
 template <class M, class S>
 void forward(const ForwardTask& t) {
-  const ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim);
+  const ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim,
+                                              M::rounds_weights);
   prepare_rows<M, S>(t, scratch);
   attend<M>(t, scratch);
   finish_rows<typename M::T, S>(t, scratch);

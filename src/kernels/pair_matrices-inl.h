@@ -75,6 +75,7 @@ template <class P, class Micro, bool kScales>
 struct PairMatrices {
   using T = float;
   static constexpr bool scales_queries = kScales;
+  static constexpr bool rounds_weights = P::weight_parts == 1;
   static constexpr Index row_padding = Micro::row_padding;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
   static constexpr int gradient_parts = P::gradient_parts;
@@ -82,6 +83,12 @@ struct PairMatrices {
   template <class F>
   CATTN_INLINE static void row_tiles(Index rows, F f) {
     Micro::row_tiles(rows, f);
+  }
+
+  // The sum, by lanes, of 32 probabilities of a row as they are multiplied.
+  CATTN_INLINE static Pairs::V sum_rounded(const Pairs::V (&p)[2]) {
+    const Pairs::W rounded = Pairs::round_row(p[0], p[1]);
+    return Vec<float>::add(Pairs::lower(rounded), Pairs::upper(rounded));
   }
 
   // ---- packed operands: pairs, or float32 in panels, then the tail ----
@@ -399,11 +406,8 @@ struct PairMatrices {
   };
 };
 
-// One part and one product: operands that may be rounded to bfloat16.
+// One part and one product: a bfloat16, exactly, and float32 that may be rounded to it.
 using OnePart = PairPrecision<Products<1, 1, 1>, Products<1, 1, 1>>;
-// A bfloat16 is one part, exactly. Of the probabilities in one part even the largest of a row,
-// which need not be 1, would be rounded, and where few keys matter that shows in the output.
-using BFloat16Parts = PairPrecision<Products<1, 1, 1>, Products<2, 1, 2>, Products<1, 1, 1>>;
 // float32 in two parts, three products each.
 using TwoParts = PairPrecision<Products<2, 2, 2>, Products<2, 2, 2>>;
 // float32 in three parts: as accurate as multiply-adds.

@@ -222,7 +222,7 @@ void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Inde
 // what is left out is, relative to the sum of |x y|:
 //   <3, 3, 3>  float32, "highest": six products, 2^-24 (mid lo and lo mid, 2^-25 each)
 //   <2, 2, 2>  float32, "high": three products, 2^-15 (mid mid 2^-16, the remainders 2^-17 each)
-//   <1, 1, 1>  bfloat16, nothing; float32, "medium": 2^-7
+//   <1, 1, 1>  bfloat16, nothing; float32, "medium": 2^-7; one with the other 2^-8
 //   <2, 2, 3>  float16: four products, nothing (mid mid would be missing by 2^-16)
 //   <3, 2, 3>  a float32 times a float16: five products, 2^-25
 //   <3, 1, 3>  a float32 times a bfloat16: three products, nothing
