@@ -6,6 +6,7 @@
 
 #include "bindings/dlpack.h"
 #include "bindings/gil.h"
+#include "bindings/result_memory.h"
 
 namespace cattn::python {
 namespace {
@@ -173,7 +174,17 @@ Argument input(const char* name, const py::object& object, Kind kind) {
 
 Argument new_output(const cattn_array& description) {
   Argument argument;
-  const py::array array(dtype_of(description.dtype), shape_of(description));
+  const py::dtype dtype = dtype_of(description.dtype);
+  const std::vector<py::ssize_t> shape = shape_of(description);
+  size_t bytes = static_cast<size_t>(dtype.itemsize());
+  for (const py::ssize_t n : shape) bytes *= static_cast<size_t>(n);
+  py::array array = py::reinterpret_steal<py::array>(py::handle());
+  if (bytes < kLargeResult) {
+    array = py::array(dtype, shape);
+  } else {
+    const ResultMemory memory = result_memory(bytes);
+    array = py::array(dtype, shape, memory.data, memory.owner);
+  }
   describe("out", array, description.dtype, argument.description);
   argument.array = array;
   return argument;
