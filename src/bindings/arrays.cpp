@@ -2,6 +2,7 @@
 
 #include <limits>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bindings/dlpack.h"
@@ -111,7 +112,7 @@ py::dtype dtype_of(int32_t code) {
 }  // namespace
 
 bool parse_bool(const char* name, const py::object& object) {
-  const std::string type = Py_TYPE(object.ptr())->tp_name;
+  const std::string_view type = Py_TYPE(object.ptr())->tp_name;
   if (!PyBool_Check(object.ptr()) && type != "numpy.bool" && type != "numpy.bool_") {
     throw py::type_error(std::string(name) + ": is " + py::repr(object).cast<std::string>() +
                          ", expected True or False");
@@ -121,7 +122,7 @@ bool parse_bool(const char* name, const py::object& object) {
 
 uint32_t parse_layout(const py::object& word) {
   if (py::isinstance<py::str>(word)) {
-    const std::string text = word.cast<std::string>();
+    const auto text = word.cast<std::string_view>();
     if (text == "bhld") return 0;
     if (text == "blhd") return CATTN_BLHD;
   }

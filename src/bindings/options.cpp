@@ -47,7 +47,7 @@ void parse_window(const py::object& window, cattn_attention& problem) {
 
 cattn_precision parse_precision(const py::object& word) {
   if (py::isinstance<py::str>(word)) {
-    const std::string text = word.cast<std::string>();
+    const auto text = word.cast<std::string_view>();
     if (text == "highest") return CATTN_PRECISION_HIGHEST;
     if (text == "high") return CATTN_PRECISION_HIGH;
     if (text == "medium") return CATTN_PRECISION_MEDIUM;

@@ -23,16 +23,22 @@ constexpr Inner kMatrix{true, true, true}, kRowVector{true, true, false},
 
 // Reads the caller's struct into a Problem, a group of arguments at a time.
 struct Problem::Reader {
-  Reader(Problem& problem, const cattn_attention& given_problem) : o(problem), p(given_problem) {
-    o.blhd = (p.flags & CATTN_BLHD) != 0;
-    o.packed = given(p.cu_seqlens_q) || given(p.cu_seqlens_k);
-    if (o.packed) o.blhd = true;  // (total, H, D) is (L, H, D)
-    if (o.blhd) {
-      for (cattn_array* a : {&p.q, &p.k, &p.v, &p.out, &p.dout, &p.dq, &p.dk, &p.dv, &p.q_tangent,
-                             &p.k_tangent, &p.v_tangent, &p.out_tangent}) {
-        exchange_layout(*a);
-      }
+  Reader(Problem& problem, const cattn_attention& given_problem)
+      : o(problem), p(in_bhld(given_problem)) {}
+
+  // The struct with its arrays in layout (..., H, L, D): itself, or a copy. (Some kilobytes, which
+  // small calls should not copy.)
+  const cattn_attention& in_bhld(const cattn_attention& from) {
+    o.packed = given(from.cu_seqlens_q) || given(from.cu_seqlens_k);
+    o.blhd = o.packed || (from.flags & CATTN_BLHD) != 0;  // (total, H, D) is (L, H, D)
+    if (!o.blhd) return from;
+    copy = from;
+    cattn_attention& to = copy;
+    for (cattn_array* a : {&to.q, &to.k, &to.v, &to.out, &to.dout, &to.dq, &to.dk, &to.dv,
+                           &to.q_tangent, &to.k_tangent, &to.v_tangent, &to.out_tangent}) {
+      exchange_layout(*a);
     }
+    return to;
   }
 
   // ---- q, k, v: they give the sizes ----
@@ -416,8 +422,9 @@ struct Problem::Reader {
   }
 
   Problem& o;
-  cattn_attention p;  // in layout (..., H, L, D)
-  BatchShape arrays;  // leading axes of q, k and v
+  cattn_attention copy;      // set if the caller's layout is another
+  const cattn_attention& p;  // in layout (..., H, L, D)
+  BatchShape arrays;         // leading axes of q, k and v
 };
 
 Problem::Problem(const cattn_attention& given_problem, Direction direction) {
