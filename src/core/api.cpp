@@ -48,7 +48,8 @@ cattn_status run(const cattn_attention* problem, cattn::Direction direction,
     const cattn::KernelTable* table = &cattn::kernel_table();
     if (direction == cattn::Direction::tangent && table->multiply_adds)
       table = table->multiply_adds;
-    nest(checked, cattn::kernel_set(*table, checked.dtype, checked.precision));
+    nest(checked, cattn::kernel_set(*table, checked.dtype, checked.precision,
+                                    checked.head_dim + checked.value_dim));
   });
 }
 
@@ -96,8 +97,9 @@ void cattn_rope_init(cattn_rope* problem) {
 cattn_status cattn_rope_apply(const cattn_rope* problem) {
   return guarded([&] {
     check_version(problem, "cattn_rope_init");
+    // Rotary embedding multiplies no matrices: whatever the depth, the kernel is the same.
     cattn::apply_rope(*problem, cattn::kernel_set(cattn::kernel_table(), problem->x.dtype,
-                                                  CATTN_PRECISION_HIGHEST));
+                                                  CATTN_PRECISION_HIGHEST, 0));
   });
 }
 

@@ -47,6 +47,7 @@ namespace {
   put(table.float32_medium, pairs.float32_medium);
   put(table.float16, pairs.float16);
   put(table.bfloat16, pairs.bfloat16);
+  table.float32_depth = pairs.float32_depth;
   return table;
 }
 
@@ -111,7 +112,8 @@ const KernelTable& kernel_table() {
   return *table;
 }
 
-const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_precision precision) {
+const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_precision precision,
+                            Index depth) {
   switch (storage_of(dtype)) {
     case Storage::float64: return table.float64;
     case Storage::float16: return table.float16;
@@ -123,7 +125,7 @@ const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_preci
     case CATTN_PRECISION_MEDIUM: return table.float32_medium;
     case CATTN_PRECISION_HIGHEST: break;
   }
-  return table.float32;
+  return depth < table.float32_depth ? table.multiply_adds->float32 : table.float32;
 }
 
 void set_isa(const std::string& name) {

@@ -240,11 +240,16 @@ struct KernelTable {
   void (*dropout_row)(const DropoutRow&);
   // If some of the above are PairKernels: the table that they stand in, with multiply-adds.
   const KernelTable* multiply_adds;
+  Index float32_depth = 0;  // as in PairKernels
 };
 
 // Kernels on pairs of bfloat16 that an instruction set has beside a table's; null: none.
 struct PairKernels {
   const MatrixKernels *float32, *float32_high, *float32_medium, *float16, *bfloat16;
+  // With fewer elements of q and v together, head_dim + value_dim, multiply-adds compute the
+  // highest precision of float32 faster: splitting the scores costs the same whatever the head
+  // size.
+  Index float32_depth = 0;
 };
 
 }  // namespace cattn

@@ -332,11 +332,28 @@ void test_set(const KernelSet& kernels, Precision precision, const std::string& 
   test_finite_flag<T>(kernels, name);
 }
 
+// Of small heads multiply-adds are faster, where a table says so.
+void test_choice_by_depth(const KernelTable& table) {
+  KernelTable choosy = table;
+  choosy.float32_depth = 96;
+  choosy.multiply_adds = &table;
+  const auto set = [&](int32_t dtype, cattn_precision precision, Index depth) {
+    return &kernel_set(choosy, dtype, precision, depth);
+  };
+  const std::string name = table.name;
+  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, 95) == &table.float32, name + ": below");
+  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, 96) == &choosy.float32,
+        name + ": from there on");
+  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGH, 8) == &choosy.float32_high, name + ": high");
+  check(set(CATTN_FLOAT16, CATTN_PRECISION_HIGHEST, 8) == &choosy.float16, name + ": float16");
+}
+
 }  // namespace
 
 void test_kernels() {
   for (int32_t i = 0; const KernelTable* table = available_table(i); ++i) {
     const std::string name = table->name;
+    test_choice_by_depth(*table);
     const Precision single = precision<float>();
     const auto own = [table](const KernelSet& kernels) {
       return kernels.forward != table->float32.forward;

@@ -27,4 +27,3 @@ constexpr MatrixKernels high = tile_kernels<TwoParts, true, float>();
 constexpr MatrixKernels medium = tile_kernels<OnePart, true, float>();
 constexpr MatrixKernels float16 = tile_kernels<Float16Parts, false, Float16>();
 constexpr MatrixKernels bfloat16 = tile_kernels<OnePart, false, BFloat16>();
-constexpr PairKernels all_kernels = {&highest, &high, &medium, &float16, &bfloat16};
