@@ -11,7 +11,9 @@ from cattn import reference
 pytestmark = pytest.mark.usefixtures("isa")
 
 # Around the sides of register tiles and of blocks: one less, the side, one more.
-BLOCK_LENGTHS = (31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129, 193, 255, 256, 257)
+BLOCK_LENGTHS = (
+    31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 97, 127, 128, 129, 143, 144, 145, 193, 255, 256, 257,
+)  # fmt: skip
 HEAD_SIZES = (
     1,
     2,

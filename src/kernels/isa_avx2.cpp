@@ -16,7 +16,7 @@ struct Tile {
   static constexpr int rows = 6, vectors = 2;
   template <class T>
   struct Forward {
-    static constexpr Index query_block = 128, key_block = 128;
+    static constexpr Index query_block = 144, key_block = 128;
   };
   template <class T>
   struct Backward {

@@ -12,7 +12,7 @@
 namespace cattn::test {
 namespace {
 
-constexpr Index kRows[] = {1, 5, 13, 47, 49, 95, 97};
+constexpr Index kRows[] = {1, 5, 13, 47, 49, 97, 129, 145};
 constexpr Index kKeys[] = {1, 16, 33, 63, 65, 127, 129, 200};
 constexpr Index kHeadSizes[] = {1, 8, 17, 40};
 constexpr Index kSides[] = {-1, 0, 1, 7, 40, 1000, Index{1} << 62};
