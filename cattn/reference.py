@@ -106,7 +106,7 @@ def attention(
         )  # fmt: skip
         lse = _log_sum_exp(_with_sinks(pairs.s, sinks))
         weights = _weights(pairs.s, lse)
-        out = _product(pairs.dropped(weights), x.v, pairs.kept)
+        out = _spoiled(_product(pairs.dropped(weights), x.v, pairs.kept), lse)
     if x.one_head:
         out, lse, weights = out[0], lse[0], weights[0]
     out = _swap(out, layout)
@@ -238,16 +238,23 @@ def attention_jvp(
     dx = _inputs(dq, dk, dv, layout, _dtype)
     with np.errstate(all="ignore"):
         pairs = _pairs(x, scale=scale, softcap=softcap, **options)
-        p = _weights(pairs.s, _log_sum_exp(_with_sinks(pairs.s, sinks)))
+        lse = _log_sum_exp(_with_sinks(pairs.s, sinks))
+        p = _weights(pairs.s, lse)
         dscores = _scale(x, scale) * (dx.q @ _transposed(x.k) + x.q @ _transposed(dx.k))
         ds = np.where(pairs.seen, _softcap_slope(x, scale, softcap) * dscores, 0)
         dp = p * (ds - (p * ds).sum(axis=-1, keepdims=True))
         out = _product(pairs.dropped(p), x.v, pairs.kept)
         dout = _product(pairs.dropped(dp), x.v, pairs.kept)
         dout = dout + _product(pairs.dropped(p), dx.v, pairs.kept)
+        out, dout = _spoiled(out, lse), _spoiled(dout, lse)
     if x.one_head:
         out, dout = out[0], dout[0]
     return _swap(out, layout), _swap(dout, layout)
+
+
+def _spoiled(out: Array, lse: Array) -> Array:
+    """Rows whose denominator is NaN are NaN, even if dropout leaves nothing of them."""
+    return np.where(np.isnan(lse)[..., None], np.nan, out)
 
 
 def attention_varlen(

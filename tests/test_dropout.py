@@ -95,6 +95,18 @@ def test_dropped_values_may_be_nan(dtype):
     bounds.worst(two.dq[row], one.dq[row], 2 * limit[row], "dq")
 
 
+def test_a_row_with_a_nan_score_is_nan_whatever_is_dropped(any_dtype):
+    q, k, v = (normal(2, n, 8, dtype=any_dtype, seed=n) for n in (40, 4, 4))
+    k[:, 1] = np.nan
+    options = {"dropout": 0.7, "seed": 3}
+    kept = cattn.dropout_mask((2, 40, 4), **options)
+    assert not kept.any(axis=-1).all()  # some rows keep nothing
+    for module in (cattn, reference):
+        assert np.isnan(module.attention(q, k, v, **options)).all()
+        for result in module.attention_jvp(q, k, v, q, k, v, **options):
+            assert np.isnan(result).all()
+
+
 @pytest.mark.parametrize("dropout", [0.01, 0.25, 0.5, 0.9])
 def test_how_many_are_kept(dropout):
     """As many as a binomial distribution lets expect, in all and along every axis."""

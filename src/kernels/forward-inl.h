@@ -444,26 +444,17 @@ CATTN_INLINE T scale_queries(const ForwardTask& t, T* query) {
   using X = Vec<T>;
   constexpr Index query_block = Tile::Forward<T>::query_block;
   const auto factor = X::set1(static_cast<T>(query_factor<M>(*t.terms)));
-  Norms<T> norms;
-  T lanes[X::width * X::width];  // of squares; those of rows past the last repeat others
-  for (Index first = 0; first < t.rows; first += X::width) {
-    for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
-      T* const row = query + r * kPanel<T>;
-      auto squares = X::zero();
-      for (Index col = 0; col < t.head_dim; col += X::width) {
-        T* const p = row + col / kPanel<T> * query_block * kPanel<T> + col % kPanel<T>;
-        const auto x = X::mul(X::load(p), factor);
-        squares = X::fma(x, x, squares);
-        X::store(p, x);
-      }
-      X::store(lanes + (r - first) * X::width, squares);
+  return largest_norm<T>(t.rows, [&](Index r) {
+    T* const row = query + r * kPanel<T>;
+    auto squares = X::zero();
+    for (Index col = 0; col < t.head_dim; col += X::width) {
+      T* const p = row + col / kPanel<T> * query_block * kPanel<T> + col % kPanel<T>;
+      const auto x = X::mul(X::load(p), factor);
+      squares = X::fma(x, x, squares);
+      X::store(p, x);
     }
-    if (first == 0)
-      fill(lanes + smaller(t.rows, X::width) * X::width, larger(X::width - t.rows, 0) * X::width,
-           T(0));
-    norms.add(sum_rows<T>(lanes));
-  }
-  return norms.norm();
+    return squares;
+  });
 }
 
 // Whether |q| |k| <= kReach, in units of log2(e), for all that a task attends, and its values

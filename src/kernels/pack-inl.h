@@ -48,6 +48,23 @@ struct Norms {
   CATTN_INLINE T sum() const { return X::sum_lanes(total); }
 };
 
+// The largest norm of `rows` rows; inf if a number is not finite. squares(r) gives the squares of
+// row r added by lanes.
+template <class T, class Squares>
+CATTN_INLINE T largest_norm(Index rows, Squares squares) {
+  constexpr Index width = Vec<T>::width;
+  Norms<T> norms;
+  T lanes[width * width];  // those of rows past the last are zeros or repeat others
+  fill(lanes + smaller(rows, width) * width, larger(width - rows, 0) * width, T(0));
+  for (Index first = 0; first < rows; first += width) {
+    for (Index r = first; r < smaller(first + width, rows); ++r) {
+      Vec<T>::store(lanes + (r - first) * width, squares(r));
+    }
+    norms.add(sum_rows<T>(lanes));
+  }
+  return norms.norm();
+}
+
 // (rows, cols) to (cols / kPanel, block_rows, kPanel). Returns its flags.
 // S is the type in memory, T what is computed in.
 template <class T, class S>

@@ -18,25 +18,18 @@ struct PairPrecision {
 };
 
 template <class S>
-float largest_norm(const S* source, Index stride, Index rows, Index cols) {
+float largest_norm_of_rows(const S* source, Index stride, Index rows, Index cols) {
   using X = Vec<float>;
-  Norms<float> norms;
-  float lanes[X::width * X::width];  // those of rows past the last are zeros or repeat others
-  fill(lanes + smaller(rows, X::width) * X::width, larger(X::width - rows, 0) * X::width, 0.0f);
-  for (Index first = 0; first < rows; first += X::width) {
-    for (Index r = first; r < smaller(first + X::width, rows); ++r) {
-      const S* const row = source + r * stride;
-      auto squares = X::zero();
-      for (Index c = 0; c < cols; c += X::width) {
-        __builtin_prefetch(row + c + rows * stride, 0, 2);
-        const auto x = load_up_to(row + c, cols - c);
-        squares = X::fma(x, x, squares);
-      }
-      X::store(lanes + (r - first) * X::width, squares);
+  return largest_norm<float>(rows, [&](Index r) {
+    const S* const row = source + r * stride;
+    auto squares = X::zero();
+    for (Index c = 0; c < cols; c += X::width) {
+      __builtin_prefetch(row + c + rows * stride, 0, 2);
+      const auto x = load_up_to(row + c, cols - c);
+      squares = X::fma(x, x, squares);
     }
-    norms.add(sum_rows<float>(lanes));
-  }
-  return norms.norm();
+    return squares;
+  });
 }
 
 // A range of depth in whole pairs; what it gains is zero in the left operand.
@@ -109,7 +102,7 @@ struct PairMatrices {
     auto& tail =
         BlockTail<float>::of(static_cast<char*>(t.packed), packed_bytes(t.operand, tiling, t.cols));
     // The norms of keys bound the scores; nobody asks for those of others.
-    if (t.operand == Operand::key) tail.norm = largest_norm(source, stride, t.rows, t.cols);
+    if (t.operand == Operand::key) tail.norm = largest_norm_of_rows(source, stride, t.rows, t.cols);
     uint8_t flags;
     if (is_transposed(t.operand)) {
       const RightPairs right = RightPairs::make(t.packed, t.cols, rows);

@@ -96,6 +96,8 @@ Result forward(const Problem& p) {
       if (kept == 0) continue;
       add_scaled(out, kept * w[j], p.v.data() + p.kv_row(row, j) * p.value_dim, p.value_dim);
     }
+    // 0 / NaN, though dropout may have left nothing to add up
+    if (std::isnan(lse)) std::fill(out, out + p.value_dim, lse);
   }
   return result;
 }
