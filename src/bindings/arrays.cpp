@@ -109,6 +109,14 @@ py::dtype dtype_of(int32_t code) {
   }
 }
 
+py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
+  size_t bytes = static_cast<size_t>(dtype.itemsize());
+  for (const py::ssize_t n : shape) bytes *= static_cast<size_t>(n);
+  if (bytes < kLargeResult) return py::array(dtype, shape);
+  const ResultMemory memory = result_memory(bytes);
+  return py::array(dtype, shape, memory.data, memory.owner);
+}
+
 }  // namespace
 
 bool parse_bool(const char* name, const py::object& object) {
@@ -175,17 +183,7 @@ Argument input(const char* name, const py::object& object, Kind kind) {
 
 Argument new_output(const cattn_array& description) {
   Argument argument;
-  const py::dtype dtype = dtype_of(description.dtype);
-  const std::vector<py::ssize_t> shape = shape_of(description);
-  size_t bytes = static_cast<size_t>(dtype.itemsize());
-  for (const py::ssize_t n : shape) bytes *= static_cast<size_t>(n);
-  py::array array = py::reinterpret_steal<py::array>(py::handle());
-  if (bytes < kLargeResult) {
-    array = py::array(dtype, shape);
-  } else {
-    const ResultMemory memory = result_memory(bytes);
-    array = py::array(dtype, shape, memory.data, memory.owner);
-  }
+  const py::array array = new_array(dtype_of(description.dtype), shape_of(description));
   describe("out", array, description.dtype, argument.description);
   argument.array = array;
   return argument;
