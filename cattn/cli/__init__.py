@@ -6,14 +6,16 @@ import argparse
 import importlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 COMMANDS = {
     "train": "train a next-word model on a text",
     "generate": "continue a text with a trained model",
     "show": "draw which words a word attends to",
-    "demo": "train, generate, draw and time, on the embedded text, in three minutes",
+    "demo": "train, generate, draw and time, on the embedded text, in a minute or two",
     "bench": "time attention against plain NumPy",
     "info": "print the version, the instruction set and the number of threads",
 }
@@ -70,6 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
         return CLOSED
+
+
+def to_type(*arguments: object) -> str:
+    """Return what to type for another command, the program named as it was this time.
+
+    Beside the sources, ``python -m cattn`` finds them and not what is installed.
+
+    Examples
+    --------
+    >>> from cattn.cli import to_type
+    >>> to_type("generate", "--prompt", "Once upon")
+    "python -m cattn generate --prompt 'Once upon'"
+    """
+    installed = Path(sys.argv[0]).name == "cattn"
+    program = [sys.argv[0]] if installed else ["python", "-m", "cattn"]
+    return shlex.join([*program, *map(str, arguments)])
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 _EPILOG = """\
 Trains a next-word model on the text that every Python carries, prints what it writes, draws what
-it attends to, and times attention beside plain NumPy. About two minutes on two cores.
+it attends to, and times attention beside plain NumPy. A minute or two on two cores.
 
 example:
   python -m cattn demo
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo."""
-    from cattn.cli import INTERRUPTED, bench, show, train
+    from cattn.cli import INTERRUPTED, bench, show, to_type, train
     from cattn.lm import default_text, generate
 
     folder = Path(options.folder)
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     train.begin(trainer, path)
     outcome = trainer.run()
     if outcome == "interrupted":
-        print(f"interrupted; go on with: python -m cattn train --resume {path}")
+        print(f"interrupted; go on with: {to_type('train', '--resume', path)}")
         return INTERRUPTED
     train.report(trainer, outcome)
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
     _heading("attention beside plain NumPy")
     bench.print_table([bench.Case(8, n, 64, c) for n in (128, 1024) for c in (False, True)])
-    print(f"\nthe model is in {path}; try: {train.generate_command(path)}")
+    print(f"\nthe model is in {path}; try: {to_type('generate', '--model', path)}")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -96,7 +95,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train."""
-    from cattn.cli import DEFAULT_MODEL, INTERRUPTED
+    from cattn.cli import DEFAULT_MODEL, INTERRUPTED, to_type
     from cattn.lm import InputError, Trainer, load_checkpoint, read_text
 
     given = _given(options)
@@ -120,12 +119,11 @@ def run(options: argparse.Namespace) -> int:
 
     outcome = trainer.run()
     if outcome == "interrupted":
-        command = ["python", "-m", "cattn", "train", *options.text, "--resume", str(path)]
         print(f"interrupted at step {trainer.step} of {trainer.settings.steps}, saved to {path}")
-        print(f"go on with: {shlex.join(command)}")
+        print(f"go on with: {to_type('train', *options.text, '--resume', path)}")
         return INTERRUPTED
     report(trainer, outcome)
-    print(f"saved to {path}; try: {generate_command(path)}")
+    print(f"saved to {path}; try: {to_type('generate', '--model', path)}")
     return 0
 
 
@@ -142,11 +140,6 @@ def begin(trainer: Trainer, path: Path) -> None:
         path.replace(path.with_name(path.name + ".bak"))
     trainer.save()
     describe(trainer)
-
-
-def generate_command(path: Path) -> str:
-    """Return what to type to hear the model speak."""
-    return shlex.join(["python", "-m", "cattn", "generate", "--model", str(path)])
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

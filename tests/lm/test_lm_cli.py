@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from cattn.cli import COMMANDS
+from cattn.cli import COMMANDS, to_type
 from cattn.lm import load_checkpoint
 
 FAST = ["--context", 8, "--width", 16, "--heads", 2, "--steps", 6, "--batch", 2, "--evaluations", 2]
@@ -127,7 +127,14 @@ def test_demo(cli, tmp_path):
     for heading in ("a next-word model", "what it writes", "what it attends to", "plain NumPy"):
         assert heading in outcome.out
     assert (tmp_path / "results" / "demo.png").exists()
-    assert load_checkpoint(tmp_path / "results" / "demo.safetensors").training["step"] == 2
+    path = tmp_path / "results" / "demo.safetensors"
+    assert load_checkpoint(path).training["step"] == 2
+    assert outcome.out.endswith(f"try: python -m cattn generate --model {path}\n")
+
+
+def test_suggestions_name_the_program_as_it_was_started(monkeypatch):
+    monkeypatch.setattr("sys.argv", [".venv/bin/cattn", "demo"])
+    assert to_type("train", "--resume", "a b") == ".venv/bin/cattn train --resume 'a b'"
 
 
 # Wrong input
