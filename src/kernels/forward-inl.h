@@ -38,6 +38,7 @@ struct ForwardScratch {
     maximum = take(Tiles::query_block * Vec<T>::width);
     end = p;
   }
+  CATTN_INLINE bool rounds_weights() const { return weight_sum != sum; }
   T* end;
 };
 
@@ -122,7 +123,7 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T ma
     }
   };
   rescale(scratch.sum, scratch.out);
-  if (scratch.weight_sum != scratch.sum) rescale_sum(scratch.weight_sum);
+  if (scratch.rounds_weights()) rescale_sum(scratch.weight_sum);
   if (scratch.out_tangent) rescale(scratch.sum_tangent, scratch.out_tangent);
 }
 
@@ -304,8 +305,7 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   T sums[X::width], weight_sums[X::width];
   const auto sum = sum_rows<T>(scratch.sum + first * X::width);
   auto weight_sum = sum;
-  if (scratch.weight_sum != scratch.sum)
-    weight_sum = sum_rows<T>(scratch.weight_sum + first * X::width);
+  if (scratch.rounds_weights()) weight_sum = sum_rows<T>(scratch.weight_sum + first * X::width);
   X::store(sums, sum);
   X::store(weight_sums, weight_sum);
   auto kept_scale = X::set1(T(1));
