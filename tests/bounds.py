@@ -29,15 +29,15 @@ dS in gradients. For float32 operands all are
 Instruction sets that multiply pairs of bfloat16 (`PAIRS`) also do so with half types, whose numbers
 are h' or h' + m' exactly. Of two operands nothing is missing, δ = 0; a weight has more digits:
 
-- bfloat16, x' = h', in the output ``h h' + m h'``: ``w² / (2 + w) < δ_w = w² / 2``, 2 n terms. In
-  gradients ``h h'``: ``w / (1 + w) < δ_g = w``.
+- bfloat16, x' = h', ``h h'``: δ_w = 0 in the output, where the weight's rounding is ω, and in
+  gradients ``w / (1 + w) < δ_g = w``.
 - float16, ``h h' + h m' + m h'`` with x' = h' + m', hence |m'| <= w |x'| / (1 + w): ``m m'`` and
   ``e x'`` are missing, ``w² / (1 + w) + w² / (2 + w) < δ_w = δ_g = 3 w² / 2``. Two operands are
   multiplied with ``m m'`` as well: 4 n terms.
 
-ω: where weights that are multiplied with v are rounded to bfloat16 (medium), the denominator is the
-sum of these rounded weights. So a weight gets a factor ``1 + ε_j`` in numerator and denominator,
-``|ε_j| <= w / (1 + w) < ω = w``; elsewhere ω = 0.
+ω: where weights that are multiplied with v are rounded to bfloat16 (medium, and bfloat16 on pairs),
+the denominator is the sum of these rounded weights. So a weight gets a factor ``1 + ε_j`` in
+numerator and denominator, ``|ε_j| <= w / (1 + w) < ω = w``; elsewhere ω = 0.
 
 All are relative to |a| |b|, and more than is needed by a factor of 1 + w / 8, which pays for the
 roundings of what is split. The terms are larger than the products by at most ``μ - 1 = 5 w``, as
@@ -208,7 +208,7 @@ EXACT = *(((1, 0.0),) * 3), 0.0
 HIGH = *(((3, 2 * W**2),) * 3), 0.0
 MEDIUM = (1, 2 * W), (1, W), (1, 2 * W), W
 FLOAT32 = {"highest": EXACT, "high": HIGH, "medium": MEDIUM}
-BFLOAT16 = (1, 0.0), (2, W**2 / 2), (1, W), 0.0
+BFLOAT16 = (1, 0.0), (1, 0.0), (1, W), W
 FLOAT16 = (4, 0.0), (3, 1.5 * W**2), (3, 1.5 * W**2), 0.0
 # What instruction sets multiply on pairs of bfloat16 numbers unasked.
 TILES = {"float32": EXACT, "float16": FLOAT16, "bfloat16": BFLOAT16}

@@ -10,6 +10,10 @@
 // reference is -kReach, so that p is between 1 and 2^(2 kReach), and the exponential is taken while
 // the products are in registers. References being integers, results do not depend on which it was:
 // only the exponents of p, o and the sums do.
+//
+// Where p is rounded to bfloat16 for its product with v, the reference is the maximum itself and
+// moves with it: the largest weight of a row is then 1 and loses nothing, and where few keys
+// matter that is most of the error.
 constexpr int kReach = 40;
 
 template <class T>
@@ -73,13 +77,38 @@ CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T* sum, Probabi
   if (sum) X::store(sum, total);
 }
 
-// The same with p = 2^(factor s - reference).
-template <class T, bool kMark>
-CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T factor, T reference, T* sum) {
+// p = 2^(factor s - reference) for scores of a row. kExact: the reference is no integer.
+template <class T, bool kExact>
+struct Probability {
   using X = Vec<T>;
-  const auto c = X::set1(factor), shift = X::set1(reference);
-  exponentiate_row<T, kMark>(s, begin, end, sum,
-                             [&](auto score) { return exp2_above<T>(X::mul(score, c), shift); });
+  typename X::V factor, reference;
+
+  CATTN_INLINE typename X::V operator()(typename X::V score) const {
+    const auto exponent = X::mul(score, factor);
+    if constexpr (kExact) return exp2<T>(X::sub(exponent, reference));
+    return exp2_above<T>(exponent, reference);
+  }
+};
+
+// The same panel by panel, each given to keep(column, panel). Adds them to the row's sums, and what
+// is multiplied with v to `weight_sum` if M rounds it.
+template <class M, class T, class Probability, class Keep>
+CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weight_sum,
+                                      Probability probability, Keep keep) {
+  using X = Vec<T>;
+  auto total = X::load(sum), weight_total = X::load(weight_sum);
+  for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
+    typename X::V p[kPanel<T> / X::width];
+    CATTN_UNROLL
+    for (int j = 0; j < kPanel<T> / X::width; ++j) {
+      p[j] = probability(X::load(s + c + j * X::width));
+      total = X::add(total, p[j]);
+    }
+    if constexpr (M::rounds_weights) weight_total = X::add(weight_total, M::sum_rounded(p));
+    keep(c, p);
+  }
+  if constexpr (M::rounds_weights) X::store(weight_sum, weight_total);
+  X::store(sum, total);
 }
 
 // The same with the weights themselves, e^(s - lse).
@@ -101,7 +130,7 @@ CATTN_INLINE typename Vec<T>::V row_maximum(const T* s, Index begin, Index end) 
   return m;
 }
 
-// Moves the reference of a row to `maximum`, an integer, rescaling what the row has summed so far.
+// Moves the reference of a row to `maximum`, rescaling what the row has summed so far.
 template <class T>
 CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T maximum,
                                  Index value_dim) {
@@ -129,11 +158,11 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T ma
 
 // Makes the references of all rows fit a block with these lane-wise maxima. `width` rows at a time:
 // a transpose turns the maxima over lanes into one vector, and mostly no row has to move.
-template <class T>
+template <bool kExact, class T>
 CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, T factor,
                                   Index value_dim) {
   using X = Vec<T>;
-  constexpr T slack = 8;  // sums grow by 2^8 at most before a row moves
+  constexpr T slack = kExact ? 0 : 8;  // sums grow by 2^8 at most before a row moves
   for (Index r = 0; r < rows; r += X::width) {
     typename X::V tile[X::width];
     CATTN_UNROLL
@@ -146,7 +175,7 @@ CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, 
     const auto limit = X::add(X::load(scratch.reference + r), X::set1(slack));
     if (!X::any(X::greater(exponent, limit))) continue;
     T exponents[X::width];
-    X::store(exponents, X::nearest(exponent));
+    X::store(exponents, kExact ? exponent : X::nearest(exponent));
     for (Index i = 0; i < smaller(X::width, rows - r); ++i) {
       if (exponents[i] > scratch.reference[r + i] + slack) {
         move_reference(scratch, r + i, exponents[i], value_dim);
@@ -168,20 +197,22 @@ CATTN_INLINE void transform_rows(const ScoreBlock& block, const ScoreTerms& term
   }
 }
 
+CATTN_INLINE Range whole(Range range, Index step) {
+  return {range.begin / step * step, round_up(range.end, step)};
+}
 template <class T>
 CATTN_INLINE Range whole_vectors(Range range) {
-  constexpr Index width = Vec<T>::width;
-  return {range.begin / width * width, round_up(range.end, width)};
+  return whole(range, Vec<T>::width);
 }
 
-// Calls f(row, begin, end) for all rows of a block, with the whole vectors that hold the columns of
-// their row tile. M is how matrices are multiplied (fma_matrices-inl.h).
-template <class M, class F>
+// Calls f(row, begin, end) for all rows of a block, with the columns of their row tile in whole
+// steps, by default whole vectors. M is how matrices are multiplied (fma_matrices-inl.h).
+template <class M, Index kStep = Vec<typename M::T>::width, class F>
 CATTN_INLINE void for_rows_of_block(const ScoreBlock& block, F f) {
   M::row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
     if (columns.begin >= columns.end) return;
-    const auto [begin, end] = whole_vectors<typename M::T>(columns);
+    const auto [begin, end] = whole(columns, kStep);
     for (Index row = r; row < smaller(r + kRows, block.rows); ++row) f(row, begin, end);
   });
 }
@@ -217,13 +248,15 @@ CATTN_INLINE void sum_rounded_row(const T* p, Index begin, Index end, T* weight_
 
 // From the products of a block to its probabilities, summed but not yet dropped. `factor` is what
 // brings scores to units of log2(e); has_maxima: the rows' maxima over the panels of their row tile
-// are there; `slope` as in transform_rows.
-template <class M, bool kMark, class T>
+// are there; `slope` as in transform_rows. Probabilities take the place of the scores, or with
+// kKeep `matrices` keeps them, the way its next product wants them.
+template <class M, bool kMark, bool kKeep = false, class T>
 CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
                                const ScoreTerms& terms, T factor, bool has_maxima, Index value_dim,
-                               T* slope = nullptr) {
+                               const typename M::Forward* matrices = nullptr, T* slope = nullptr) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+  constexpr Index step = kKeep ? kPanel<T> : X::width;
   const bool plain = has_maxima && is_plain(terms);
   M::row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
@@ -237,25 +270,33 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
                             round_up(columns.end, kPanel<T>))) {
       return;
     }
-    const auto [begin, end] = whole_vectors<T>(columns);
+    const auto [begin, end] = whole(columns, step);
     transform_rows<T, stride>(block, terms, scratch.score, r, kRows, begin, end, slope);
     for (Index row = r; row < r + count; ++row) {
       X::store(scratch.maximum + row * X::width,
                row_maximum(scratch.score + row * stride, begin, end));
     }
   });
-  move_references(scratch, block.rows, factor, value_dim);
-  for_rows_of_block<M>(block, [&](Index row, Index begin, Index end) {
+  move_references<M::rounds_weights>(scratch, block.rows, factor, value_dim);
+  for_rows_of_block<M, step>(block, [&](Index row, Index begin, Index end) {
     T* const s = scratch.score + row * stride;
     T* const sum = scratch.sum + row * X::width;
+    T* const weight_sum = scratch.weight_sum + row * X::width;
     const T reference = scratch.reference[row];
-    if (reference == -T(__builtin_inff())) {
-      exponentiate_empty_row<T, kMark>(s, begin, end, sum);
+    const bool empty = reference == -T(__builtin_inff());
+    const Probability<T, M::rounds_weights> probability{X::set1(factor), X::set1(reference)};
+    if (empty) exponentiate_empty_row<T, kMark>(s, begin, end, sum);
+    if constexpr (kKeep) {
+      const auto keep = [&](Index c, auto& p) { matrices->keeper(row, c)(0, p); };
+      const Range panels{begin, end};
+      if (empty) {
+        exponentiate_panels<M>(s, panels, sum, weight_sum, [](auto p) { return p; }, keep);
+      } else {
+        exponentiate_panels<M>(s, panels, sum, weight_sum, probability, keep);
+      }
     } else {
-      exponentiate_row<T, kMark>(s, begin, end, factor, reference, sum);
-    }
-    if constexpr (M::rounds_weights) {
-      sum_rounded_row<M>(s, begin, end, scratch.weight_sum + row * X::width);
+      if (!empty) exponentiate_row<T, kMark>(s, begin, end, sum, probability);
+      if constexpr (M::rounds_weights) sum_rounded_row<M>(s, begin, end, weight_sum);
     }
   });
 }
@@ -511,7 +552,6 @@ struct StoreBoundedProbabilities {
     constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
     T* const s = scratch.score + r * stride + c;
     T* const sums = scratch.sum + r * X::width;
-    T* const weight_sums = scratch.weight_sum + r * X::width;
     [[maybe_unused]] const auto keep = matrices.keeper(r, c);
     if (!is_plain(terms) || !block.full(r, kRows, c, c + kPanel<T>)) {
       StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
@@ -522,7 +562,6 @@ struct StoreBoundedProbabilities {
                                    [&](auto score) { return probability(score); });
         typename X::V p[kVectors];
         for (int j = 0; j < kVectors; ++j) p[j] = X::load(row + j * X::width);
-        add_rounded(p, weight_sums + i * X::width);
         if constexpr (kKeep) keep(i, p);
       }
       return;
@@ -538,15 +577,8 @@ struct StoreBoundedProbabilities {
         if constexpr (!kKeep) X::store(s + i * stride + j * X::width, p[j]);
       }
       X::store(sums + i * X::width, total);
-      add_rounded(p, weight_sums + i * X::width);
       if constexpr (kKeep) keep(i, p);
     }
-  }
-
-  template <int kVectors>
-  CATTN_INLINE static void add_rounded(const typename X::V (&p)[kVectors], T* weight_sum) {
-    if constexpr (M::rounds_weights)
-      X::store(weight_sum, X::add(X::load(weight_sum), M::sum_rounded(p)));
   }
 };
 
@@ -560,37 +592,43 @@ template <class M, class T = typename M::T>
   const Index value_bytes = M::packed_bytes(Operand::value, tiling, t.value_dim);
   const T query_norm = scale_queries<M>(t, scratch.query);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
-  const bool bounded =
-      (factor == 1 || !M::scales_queries) && is_bounded(t, query_norm, factor, key_bytes);
+  const bool bounded = !M::rounds_weights && (factor == 1 || !M::scales_queries) &&
+                       is_bounded(t, query_norm, factor, key_bytes);
   if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
   typename M::Forward matrices(t, scratch.query, scratch.end);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     const char* const key = t.keys + index * key_bytes;
     const uint8_t flags = t.value_flags[index];
-    bool kept = false;
-    if (bounded) {
-      if constexpr (M::Forward::keeps) kept = (flags & kBlockSplits) && !terms.dropout.on;
-      if (kept) {
-        matrices.scores(block, key,
-                        StoreBoundedProbabilities<M, M::Forward::keeps>{scratch, block, terms,
-                                                                        factor, matrices});
-      } else {
-        matrices.scores(
-            block, key,
-            StoreBoundedProbabilities<M, false>{scratch, block, terms, factor, matrices});
+    const bool keeps = M::Forward::keeps && (flags & kBlockSplits) && !terms.dropout.on;
+    const auto exponentiate = [&]<bool kKeep>() {
+      if constexpr (!M::rounds_weights) {
+        if (bounded) {
+          matrices.scores(
+              block, key,
+              StoreBoundedProbabilities<M, kKeep>{scratch, block, terms, factor, matrices});
+          return;
+        }
       }
-    } else {
       const bool has_maxima =
           matrices.scores(block, key, StoreScores<T, key_block>{scratch.score, scratch.maximum});
-      if (flags & kBlockFinite) {
-        softmax_rows<M, false>(scratch, block, terms, factor, has_maxima, t.value_dim);
+      const auto softmax = [&]<bool kMark>() {
+        softmax_rows<M, kMark, kKeep>(scratch, block, terms, factor, has_maxima, t.value_dim,
+                                      &matrices);
+      };
+      if (kKeep || (flags & kBlockFinite)) {
+        softmax.template operator()<false>();
       } else {
-        softmax_rows<M, true>(scratch, block, terms, factor, has_maxima, t.value_dim);
+        softmax.template operator()<true>();
       }
+    };
+    if (keeps) {
+      exponentiate.template operator()<M::Forward::keeps>();
+    } else {
+      exponentiate.template operator()<false>();
     }
     if (terms.dropout.on) drop_rows<M>(scratch.score, block, terms.dropout);
     const char* const value = t.values + index * value_bytes;
-    if (kept) {
+    if (keeps) {
       matrices.accumulate_kept(block, value, scratch.out);
     } else {
       matrices.accumulate(block, scratch.score, value, flags, scratch.out);

@@ -33,7 +33,7 @@ namespace {
 constexpr MatrixKernels medium =
     matrix_kernels<PairMatrices<OnePart, RegisterProducts, true>, float>();
 constexpr MatrixKernels bfloat16 =
-    matrix_kernels<PairMatrices<BFloat16Parts, RegisterProducts, false>, BFloat16>();
+    matrix_kernels<PairMatrices<OnePart, RegisterProducts, false>, BFloat16>();
 
 }  // namespace
 

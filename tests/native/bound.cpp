@@ -56,7 +56,7 @@ Precision precision_on_pairs() {
   Precision p = precision<T>();
   if constexpr (std::is_same_v<T, Half>) p.delta_w = p.delta_g = 1.5 * kOnePart * kOnePart;
   if constexpr (std::is_same_v<T, Brain>) {
-    p.delta_w = 0.5 * kOnePart * kOnePart;
+    p.delta_w = 2 * kOnePart;  // of numerator and denominator
     p.delta_g = kOnePart;
   }
   return p;  // a float32 in three parts is as precise as ever
