@@ -198,7 +198,7 @@ def where(isas: Sequence[str]) -> str:
     parts += [f"{head} {versions[name]}" for name, head in PEERS.items() if name in versions]
     text = ", ".join(parts) + "."
     if "amx" not in isas and "amx_emulated" in isas:
-        text += " There is no AMX here: `amx_emulated` is its kernels on tiles in plain C++."
+        text += " There is no AMX here: what is `emulated` has its kernels on tiles in plain C++."
     return text
 
 

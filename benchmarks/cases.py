@@ -122,7 +122,10 @@ REDUCED = [
 ]
 
 #: Instruction sets that add kernels for some types to another's: the rest is measured as that one.
-SAME_BUT_FOR = {"avx512bf16": ("avx512", ("bfloat16", "medium"))}
+SAME_BUT_FOR = {
+    "avx512bf16": ("avx512", ("bfloat16", "medium")),
+    "amx_fp16": ("amx", ("float16",)),
+}
 
 CASES: list[Case] = [
     *MAIN,

@@ -14,6 +14,7 @@ _FLAGS = {
     "avx512": ["-mavx512f", "-mfma"],
     "avx512bf16": ["-mavx512f", "-mfma"],
     "amx": ["-mavx512f", "-mfma"],
+    "amx_fp16": ["-mavx512f", "-mfma"],
 }
 
 

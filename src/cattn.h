@@ -170,8 +170,9 @@ CATTN_API const char* cattn_error_message(void);
 CATTN_API cattn_status cattn_set_num_threads(int32_t n);
 CATTN_API int32_t cattn_get_num_threads(void);
 
-/* Instruction sets: "generic", "avx2", "avx512", "avx512bf16", "amx", "neon". The best one that
- * runs here is chosen at the first call; the environment variable CATTN_ISA names another. */
+/* Instruction sets: "generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp16", "neon". The best
+ * one that runs here is chosen at the first call; the environment variable CATTN_ISA names another.
+ */
 CATTN_API const char* cattn_isa(void);
 CATTN_API cattn_status cattn_set_isa(const char* name);
 /* The i-th instruction set that runs on this machine, or NULL past the last. */

@@ -39,6 +39,12 @@ are h' or h' + m' exactly. Of two operands nothing is missing, δ = 0; a weight 
 the denominator is the sum of these rounded weights. So a weight gets a factor ``1 + ε_j`` in
 numerator and denominator, ``|ε_j| <= w / (1 + w) < ω = w``; elsewhere ω = 0.
 
+Instruction sets that multiply pairs of float16 (amx_fp16) round the weights and dS of float16
+arrays to float16, ω = δ_g = 2⁻¹¹, after scaling them by a power of 2: in the output the largest
+weight of a row is 2¹⁵, in gradients the largest number of a row of the left operand is at least
+2¹⁴. Below 2⁻¹⁴ a float16 is off by 2⁻²⁵ absolutely, which is φ = 2⁻³⁹ of the largest. The exponent
+then is ``s - m + 15 log 2``: 22 u more in E.
+
 All are relative to |a| |b|, and more than is needed by a factor of 1 + w / 8, which pays for the
 roundings of what is split. The terms are larger than the products by at most ``μ - 1 = 5 w``, as
 ``(1 + w)² + 2 w (1 + w)`` and ``(1 + 2 w)²`` are below 1 + 5 w. So a sum of n products that passes
@@ -84,9 +90,9 @@ products, Z one of float32 weights whatever the precision. Dividing both by the 
 from ``(N + δN) / (Z + δZ) - N / Z`` and r = 3 roundings for the quotient. V is what rounding of
 weights does, ``Σ P_j ε_j (v_j - out)``, at most
 
-    V = ω sqrt(Σ P_j) sqrt(Σ P_j (v_j - out)²):
+    V = ω sqrt(Σ P_j) sqrt(Σ P_j (v_j - out)²) + φ Σ (|v_j| + |out|):
 
-nothing where one key has all the weight.
+next to nothing where one key has all the weight.
 
 - A sink is one more term of Z: ``n_k + 6`` (m may move to it), M is at least |sink|,
   ``δZ + P_sink τ_sink`` with ``γ(4) |sink|`` in place of S, and r + 2.
@@ -184,6 +190,7 @@ class Products(NamedTuple):
     delta: float = 0.0  # δ
     mu: float = 1.0
     least: float = 0.0  # what is added to the magnitude of an operand
+    floor: float = 0.0  # φ
 
     def count(self, n, more=0):
         return self.terms * n + more
@@ -194,12 +201,19 @@ class Products(NamedTuple):
     def size(self, x):
         return np.abs(x) + self.least
 
+    def left_size(self, x):
+        """Of what is rounded."""
+        size = self.size(x)
+        if self.floor == 0:
+            return size
+        return size + self.floor / self.delta * size.max(axis=-1, keepdims=True, initial=0)
+
 
 class Arithmetic(NamedTuple):
     operands: Products  # of two operands
     weights: Products  # of P with v
     gradients: Products  # of P or dS with an operand
-    rounded_weights: float = 0.0  # ω
+    rounded_weights: float  # ω
 
 
 # (terms, δ) of products of operands, of weights and of gradients, and ω: the section on precision.
@@ -210,9 +224,18 @@ MEDIUM = (1, 2 * W), (1, W), (1, 2 * W), W
 FLOAT32 = {"highest": EXACT, "high": HIGH, "medium": MEDIUM}
 BFLOAT16 = (1, 0.0), (1, 0.0), (1, W), W
 FLOAT16 = (4, 0.0), (3, 1.5 * W**2), (3, 1.5 * W**2), 0.0
-# What instruction sets multiply on pairs of bfloat16 numbers unasked.
+WHOLE_FLOAT16 = (1, 0.0), (1, 0.0), (1, 2.0**-11), 2.0**-11
+FLOOR = 2.0**-39  # φ of the last one
+# What instruction sets multiply on pairs of bfloat16 or float16 numbers unasked.
 TILES = {"float32": EXACT, "float16": FLOAT16, "bfloat16": BFLOAT16}
-PAIRS = {"avx512bf16": {"bfloat16": BFLOAT16}, "amx": TILES, "amx_emulated": TILES}
+FP16_TILES = {**TILES, "float16": WHOLE_FLOAT16}
+PAIRS = {
+    "avx512bf16": {"bfloat16": BFLOAT16},
+    "amx": TILES,
+    "amx_emulated": TILES,
+    "amx_fp16": FP16_TILES,
+    "amx_fp16_emulated": FP16_TILES,
+}
 
 
 def multiplies_pairs(dtype: Any) -> bool:
@@ -231,9 +254,11 @@ def arithmetic(dtype: Any, precision: str, *, forward_mode: bool = False) -> Ari
     else:
         kinds = PAIRS.get(_core.isa(), {}).get(name, EXACT)
 
+    floor = FLOOR if kinds is WHOLE_FLOAT16 else 0.0
+
     def products(terms, delta):
         mu = 1 + 5 * W if delta or terms > 1 else 1.0
-        return Products(u, terms, delta, mu, 2 * tiny / delta if delta else 0.0)
+        return Products(u, terms, delta, mu, 2 * tiny / delta if delta else 0.0, floor)
 
     *by_kind, rounded_weights = kinds
     return Arithmetic(*(products(*kind) for kind in by_kind), rounded_weights)
@@ -326,7 +351,8 @@ def sums(t: Terms, p, lse, more_roundings=0) -> Sums:
     sink = np.where(has_sink, np.abs(t.sink), 0)
     m = np.maximum(t.a.max(axis=-1, initial=0, keepdims=True), sink)
     more = 5 * np.ceil(keys / KEYS_PER_BLOCK) + 6 * bool(has_sink.any()) + more_roundings
-    weight = 4 * t.u * t.operands.mu * m + EXP * t.u  # E without S
+    shifted = 22 if t.weights.floor else 0
+    weight = 4 * t.u * t.operands.mu * m + (EXP + shifted) * t.u  # E without S
     in_z = weight + gamma(keys + more, t.u)
     in_n = weight + t.weights.pi(t.weights.count(keys, more))
     tau, tau_n = (np.expm1(np.minimum(t.score_error() + rest, 700)) for rest in (in_z, in_n))
@@ -377,7 +403,9 @@ def _rounding(t, p, out):
         return 0.0
     total = p.sum(axis=-1, keepdims=True)
     squares = t.kept(p) @ t.x.v**2 / (1 - t.pairs.dropout) - out**2 * (2 - total)
-    return t.rounded_weights * np.sqrt(np.maximum(squares, 0) * total)
+    seen = t.pairs.seen.astype(np.float64)
+    small = t.kept(seen) @ np.abs(t.x.v) + seen.sum(axis=-1, keepdims=True) * np.abs(out)
+    return t.rounded_weights * np.sqrt(np.maximum(squares, 0) * total) + t.weights.floor * small
 
 
 def attention_backward_bound(
@@ -429,7 +457,7 @@ def attention_backward_bound(
 
     def summed(error, total, other, terms, factor=1.0):
         other = of_gradients.size(other)
-        sums = of_gradients.size(total) @ other
+        sums = of_gradients.left_size(total) @ other
         terms = of_gradients.count(terms)
         bound = factor * (error @ other + of_gradients.pi(terms + 5) * sums + terms * tiny)
         return bound + tiny * (1 + sums)  # the factor, or the product with it, may underflow

@@ -24,7 +24,8 @@ hypothesis.settings.register_profile("cattn", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("cattn")
 
 # What repeats the kernels of another instruction set is left out: avx512bf16 has kernels of its own
-# for bfloat16 and precisions of float32, and beside them those of avx512, as has amx for float64.
+# for bfloat16 and precisions of float32, and beside them those of avx512, as has amx for float64;
+# amx_fp16 has those of amx for all but float16.
 # Tests without a dtype are about everything else, or run all of them by themselves.
 PRECISION_AND_MEMORY = {"test_precision", "test_guard_pages"}
 
@@ -36,6 +37,8 @@ def adds_nothing(item):
     names = {dtype if isinstance(dtype, str) else np.dtype(dtype).name for dtype in dtypes}
     if isa == "avx512bf16":
         return "bfloat16" not in names and item.module.__name__ not in PRECISION_AND_MEMORY
+    if isa in ("amx_fp16", "amx_fp16_emulated"):
+        return "float16" not in names and item.module.__name__ != "test_guard_pages"
     return isa in ("amx", "amx_emulated") and "float64" in names
 
 

@@ -17,6 +17,8 @@ ON_PAIRS = {
     "avx512bf16": ["float32:medium", "bfloat16"],
     "amx": ON_TILES,
     "amx_emulated": ON_TILES,
+    "amx_fp16": ["float16"],
+    "amx_fp16_emulated": ["float16"],
 }
 SCRIPT = Path(__file__).with_name("guarded.py")
 

@@ -1,7 +1,7 @@
 """float16 and bfloat16: what float32 gives for the same numbers, rounded once, to the last bit.
 
-Where half types have kernels of their own, on pairs of bfloat16, they do not give float32's bits
-and are held to their bounds instead.
+Where half types have kernels of their own, on pairs of bfloat16 or float16, they do not give
+float32's bits and are held to their bounds instead.
 """
 
 import bounds
@@ -20,6 +20,7 @@ CASES = [
     Case(97, 260, 33, 17, causal=True, layout="blhd"),
     Case(20, 130, 8, 16, hq=2, batch=(2,), bias=(2, 1, 20, 130), softcap=2.0, sinks=True),
     Case(49, 130, 5, 9, hq=2, batch=(2,), mask=(49, 130), alibi="head", lengths=True, dropout=0.3),
+    Case(300, 300, 16, 40, window=(9, 3), causal_offset=0, spread=4.0),
 ]
 
 
@@ -147,6 +148,23 @@ def test_small_numbers_are_not_flushed(half):
         dout, zero[..., :4], np.zeros((1, 3, 4), half), v, zero, lse, grads=["v"]
     ).dv
     assert_same(dv, np.full((1, 3, 8), 6, np.uint16).view(half))
+
+
+def test_wide_range(half):
+    """Rows of all sizes that the half type has, side by side, in one block: none costs another."""
+    q, k = normal(1, 60, 16, dtype=half, count=2)
+    low, high = (-22, 5) if half == np.float16 else (-100, 40)  # gradients do not overflow
+    sizes = 2.0 ** np.random.default_rng(0).integers(low, high, (60, 1))
+    v, dout = ((sizes * normal(1, 60, 16, seed=i)).astype(half) for i in (5, 6))
+    out, lse, _ = cattn.attention(q, k, v, return_lse=True)
+    given = q, k, v
+    exact, limit = reference.attention(*given), bounds.attention_bound(*given).out
+    bounds.worst(out, exact, limit)
+    given = dout, *given, out, lse
+    gradients = cattn.attention_backward(*given)
+    exact, limit = reference.attention_backward(*given), bounds.attention_backward_bound(*given)
+    for one, other, bound in zip(gradients[:3], exact, limit, strict=False):
+        bounds.worst(one, other, bound)
 
 
 def test_dtypes_beside_half(half):

@@ -37,8 +37,9 @@ CpuFeatures detect() {
   const bool amx = tiles && (d >> 24 & 1) != 0 && (d >> 22 & 1) != 0;  // AMX-TILE, AMX-BF16
   if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
     features.avx512_bf16 = features.avx512 && (a >> 5 & 1) != 0;
+    features.amx_bf16 = features.avx512_bf16 && amx;
+    features.amx_fp16 = features.amx_bf16 && (a >> 21 & 1) != 0;
   }
-  features.amx_bf16 = features.avx512_bf16 && amx;
   return features;
 }
 #else

@@ -8,6 +8,7 @@ struct CpuFeatures {
   bool avx512 = false;       // F + BW + DQ + VL, with the OS saving zmm and masks
   bool avx512_bf16 = false;  // avx512 + AVX512-BF16
   bool amx_bf16 = false;     // avx512_bf16 + AMX-TILE + AMX-BF16, with the OS saving tiles
+  bool amx_fp16 = false;     // amx_bf16 + AMX-FP16
 };
 
 const CpuFeatures& cpu_features();

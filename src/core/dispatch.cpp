@@ -22,10 +22,10 @@ namespace avx512bf16 {
 extern const PairKernels kernels;
 }
 namespace amx {
-extern const PairKernels kernels;
+extern const PairKernels kernels, fp16_kernels;
 }
 namespace amx_emulated {
-extern const PairKernels kernels;
+extern const PairKernels kernels, fp16_kernels;
 }
 namespace neon {
 extern const KernelTable table;
@@ -59,7 +59,10 @@ const std::vector<const KernelTable*>& runnable() {
     if (cpu_features().avx512_bf16) {
       static const KernelTable table =
           with_pairs("amx_emulated", avx512::table, amx_emulated::kernels);
+      static const KernelTable fp16_table =
+          with_pairs("amx_fp16_emulated", avx512::table, amx_emulated::fp16_kernels);
       found.push_back(&table);
+      found.push_back(&fp16_table);
     }
 #endif
 #if defined(CATTN_HAVE_AVX2)
@@ -78,6 +81,11 @@ const std::vector<const KernelTable*>& runnable() {
     if (amx_permitted()) {
       static const KernelTable table = with_pairs("amx", avx512::table, amx::kernels);
       found.push_back(&table);
+      if (cpu_features().amx_fp16) {
+        static const KernelTable fp16_table =
+            with_pairs("amx_fp16", avx512::table, amx::fp16_kernels);
+        found.push_back(&fp16_table);
+      }
     }
 #endif
 #if defined(CATTN_HAVE_NEON)

@@ -34,6 +34,7 @@ struct FmaMatrices {
   using T = Arithmetic;
   static constexpr bool scales_queries = true;   // rounding q once more is as good as rounding s
   static constexpr bool rounds_weights = false;  // for the product with v
+  static constexpr int weight_exponent = 0;      // of what rounded weights are multiplied by
   static constexpr Index row_padding = Tile::rows / 3;  // row tiles may reach up to a multiple
 
   // Calls f<kRows>(row) for the row tiles that products are made of.

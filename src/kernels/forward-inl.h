@@ -158,11 +158,14 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T ma
 
 // Makes the references of all rows fit a block with these lane-wise maxima. `width` rows at a time:
 // a transpose turns the maxima over lanes into one vector, and mostly no row has to move.
-template <bool kExact, class T>
+template <class M, class T>
 CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, T factor,
                                   Index value_dim) {
   using X = Vec<T>;
-  constexpr T slack = kExact ? 0 : 8;  // sums grow by 2^8 at most before a row moves
+  // A maximum has the weight 2^weight_exponent if it is exact; otherwise sums grow by 2^8 at most
+  // before a row moves.
+  constexpr bool exact = M::rounds_weights;
+  constexpr T slack = exact ? M::weight_exponent : 8;
   for (Index r = 0; r < rows; r += X::width) {
     typename X::V tile[X::width];
     CATTN_UNROLL
@@ -175,10 +178,10 @@ CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, 
     const auto limit = X::add(X::load(scratch.reference + r), X::set1(slack));
     if (!X::any(X::greater(exponent, limit))) continue;
     T exponents[X::width];
-    X::store(exponents, kExact ? exponent : X::nearest(exponent));
+    X::store(exponents, exact ? exponent : X::nearest(exponent));
     for (Index i = 0; i < smaller(X::width, rows - r); ++i) {
       if (exponents[i] > scratch.reference[r + i] + slack) {
-        move_reference(scratch, r + i, exponents[i], value_dim);
+        move_reference(scratch, r + i, exponents[i] - (exact ? slack : 0), value_dim);
       }
     }
   }
@@ -277,7 +280,7 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
                row_maximum(scratch.score + row * stride, begin, end));
     }
   });
-  move_references<M::rounds_weights>(scratch, block.rows, factor, value_dim);
+  move_references<M>(scratch, block.rows, factor, value_dim);
   for_rows_of_block<M, step>(block, [&](Index row, Index begin, Index end) {
     T* const s = scratch.score + row * stride;
     T* const sum = scratch.sum + row * X::width;

@@ -1,12 +1,12 @@
 // The kernels for AMX, in whose tile registers matrices of bfloat16 are multiplied, with AVX-512
-// and AVX512-BF16 around them.
+// and AVX512-BF16 around them; and those for AMX-FP16, which multiplies matrices of float16 too.
 #include <immintrin.h>
 
 #include "kernels/band.h"
-#include "kernels/bfloat16_product.h"
 #include "kernels/compiler.h"
 #include "kernels/half.h"
 #include "kernels/kernel_table.h"
+#include "kernels/pair_product.h"
 
 namespace cattn::amx {
 namespace {
@@ -27,7 +27,9 @@ using TileRegisters = HardwareTiles;
 // of that depth 13.6 against some 12.6.
 constexpr Index kFloat32Depth = 96;
 
-extern const PairKernels kernels;
+extern const PairKernels kernels, fp16_kernels;
 const PairKernels kernels = {&highest, &high, &medium, &float16, &bfloat16, kFloat32Depth};
+const PairKernels fp16_kernels = {&highest,       &high,     &medium,
+                                  &whole_float16, &bfloat16, kFloat32Depth};
 
 }  // namespace cattn::amx

@@ -2,10 +2,10 @@
 #include <immintrin.h>
 
 #include "kernels/band.h"
-#include "kernels/bfloat16_product.h"
 #include "kernels/compiler.h"
 #include "kernels/half.h"
 #include "kernels/kernel_table.h"
+#include "kernels/pair_product.h"
 
 namespace cattn::amx_emulated {
 namespace {
@@ -22,7 +22,8 @@ using TileRegisters = EmulatedTiles;
 }  // namespace
 
 // At any depth, since this is for tests.
-extern const PairKernels kernels;
+extern const PairKernels kernels, fp16_kernels;
 const PairKernels kernels = {&highest, &high, &medium, &float16, &bfloat16};
+const PairKernels fp16_kernels = {&highest, &high, &medium, &whole_float16, &bfloat16};
 
 }  // namespace cattn::amx_emulated

@@ -3,10 +3,10 @@
 #include <immintrin.h>
 
 #include "kernels/band.h"
-#include "kernels/bfloat16_product.h"
 #include "kernels/compiler.h"
 #include "kernels/half.h"
 #include "kernels/kernel_table.h"
+#include "kernels/pair_product.h"
 
 namespace cattn::avx512bf16 {
 namespace {

@@ -1,5 +1,5 @@
-// Matrices multiplied on pairs of bfloat16 (pairs-inl.h), what fma_matrices-inl.h does by
-// multiply-adds. A block in which some number does not split into parts is kept in panels of
+// Matrices multiplied on pairs of bfloat16 or float16 (pairs-inl.h), what fma_matrices-inl.h does
+// by multiply-adds. A block in which some number does not split into parts is kept in panels of
 // float32 instead, without kBlockSplits; its products are those of FmaMatrices, for which its
 // partners are put together again.
 
@@ -7,6 +7,7 @@
 // probabilities in the forward pass, and of them and of score gradients in the backward pass.
 template <class Operands, class Weights, class Gradients = Weights>
 struct PairPrecision {
+  using Format = typename Operands::Format;
   using OperandProducts = Operands;
   using WeightProducts = Weights;
   using GradientProducts = Gradients;
@@ -73,6 +74,10 @@ struct PairMatrices {
   using T = float;
   static constexpr bool scales_queries = kScales;
   static constexpr bool rounds_weights = P::weight_parts == 1;
+  using Format = typename P::Format;
+  // Weights are kept as 2^weight_exponent times what they are: those down to 2^-29 of the largest
+  // are then normal float16.
+  static constexpr int weight_exponent = kLargestExponent<Format>;
   static constexpr Index row_padding = Micro::row_padding;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
   static constexpr int gradient_parts = P::gradient_parts;
@@ -84,8 +89,8 @@ struct PairMatrices {
 
   // The sum, by lanes, of 32 probabilities of a row as they are multiplied.
   CATTN_INLINE static Pairs::V sum_rounded(const Pairs::V (&p)[2]) {
-    const Pairs::W rounded = Pairs::round_row(p[0], p[1]);
-    return Vec<float>::add(Pairs::lower(rounded), Pairs::upper(rounded));
+    const Pairs::W rounded = Format::round_row(p[0], p[1]);
+    return Vec<float>::add(Format::lower(rounded), Format::upper(rounded));
   }
 
   // ---- packed operands: pairs, or float32 in panels, then the tail ----
@@ -110,13 +115,13 @@ struct PairMatrices {
     uint8_t flags;
     if (is_transposed(t.operand)) {
       const RightPairs right = RightPairs::make(t.packed, t.cols, rows);
-      flags = pack_right_transposed<parts>(source, stride, t.rows, t.cols, right);
+      flags = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, right);
     } else {
       const RightPairs right = RightPairs::make(t.packed, rows, t.cols);
-      flags = pack_right<parts>(source, stride, t.rows, t.cols, right);
+      flags = pack_right<Format, parts>(source, stride, t.rows, t.cols, right);
       if (is_query(t.operand)) {
-        pack_left<parts>(source, stride, t.rows, t.cols,
-                         Packed{t.operand, tiling, t.cols, t.packed}.left());
+        pack_left<Format, parts>(source, stride, t.rows, t.cols,
+                                 Packed{t.operand, tiling, t.cols, t.packed}.left());
       }
     }
     tail.flags = flags;
@@ -133,6 +138,9 @@ struct PairMatrices {
     }
     CATTN_INLINE float* panels(Operand operand, const Tiling& tiling, Index cols) {
       return reinterpret_cast<float*>(take(panel_bytes<float>(operand, tiling, cols)));
+    }
+    CATTN_INLINE float* floats(Index count) {
+      return reinterpret_cast<float*>(take(count * static_cast<Index>(sizeof(float))));
     }
     CATTN_INLINE Index taken() const {
       return static_cast<Index>(reinterpret_cast<uintptr_t>(next_));
@@ -175,9 +183,9 @@ struct PairMatrices {
       if (!memory || !splits()) return static_cast<const float*>(memory);
       const Index rows = block_rows(operand, tiling);
       if (is_transposed(operand)) {
-        unpack_right<parts>(right(), cols, rows, room, cols * kPanel<float>);
+        unpack_right<Format, parts>(right(), cols, rows, room, cols * kPanel<float>);
       } else {
-        unpack_right<parts>(right(), rows, cols, room, rows * kPanel<float>);
+        unpack_right<Format, parts>(right(), rows, cols, room, rows * kPanel<float>);
       }
       return room;
     }
@@ -200,8 +208,9 @@ struct PairMatrices {
         : t_(t), query_(query), memory_(t, scratch) {
       uint8_t flags = kBlockSplits;
       for (Index d = 0; d < t.head_dim; d += kPairDepth) {
-        flags &= pack_left<parts>(query + d * query_block, kPanel<float>, t.rows,
-                                  smaller(kPairDepth, t.head_dim - d), memory_.query.at(0, d));
+        flags &=
+            pack_left<Format, parts>(query + d * query_block, kPanel<float>, t.rows,
+                                     smaller(kPairDepth, t.head_dim - d), memory_.query.at(0, d));
       }
       splits_ = flags != 0;
     }
@@ -228,8 +237,8 @@ struct PairMatrices {
       }
       const Range all = block.columns(0, block.rows);
       const Index first = all.begin / kPairDepth * kPairDepth;
-      pack_left<weight_parts>(tile + first, key_block, block.rows, all.end - first,
-                              memory_.weights.at(0, first));
+      pack_left<Format, weight_parts>(tile + first, key_block, block.rows, all.end - first,
+                                      memory_.weights.at(0, first));
       accumulate_kept(block, value, out);
     }
 
@@ -240,7 +249,7 @@ struct PairMatrices {
 
       CATTN_INLINE void operator()(Index i, const Pairs::V (&p)[2]) const {
         Pairs::W all[weight_parts];
-        split_row<weight_parts>(p[0], p[1], all);
+        split_row<Format, weight_parts>(p[0], p[1], all);
         CATTN_UNROLL
         for (int part = 0; part < weight_parts; ++part) {
           Pairs::store(to.p + i * kPairDepth + part * to.part, all[part]);
@@ -332,16 +341,21 @@ struct PairMatrices {
     }
     CATTN_INLINE void add_dq(const float* ds) {
       if (!splits_) return fma_.add_dq(ds);
-      pack_left<gradient_parts>(ds, key_block, t_.rows, t_.cols, memory_.weights);
+      const Scaled scaled = fit<false>(ds);
+      pack_left<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols, memory_.weights);
       multiply_pairs<typename P::GradientProducts>(
           micro_, memory_.weights, t_.rows, key_rows(t_).right(), t_.head_dim,
-          PairOutput{static_cast<float*>(t_.dq), kPanel<float>, query_block * kPanel<float>, true},
+          PairOutput{static_cast<float*>(t_.dq), kPanel<float>, query_block * kPanel<float>, true,
+                     scaled.back},
           [&](Index r, Index count, Index) { return even(block_.columns(r, count)); });
     }
 
    private:
     struct Memory {
       LeftPairs weights;  // or their transpose
+      struct {
+        float *tile, *by, *back;
+      } scaled;  // where the format's range is limited
       float *query, *grad_out, *key, *value_t, *key_rows;
       Index bytes;
 
@@ -349,6 +363,11 @@ struct PairMatrices {
         Pieces pieces(scratch);
         weights = pieces.left(larger(query_block, key_block), larger(query_block, key_block),
                               gradient_parts);
+        if constexpr (kIsLimited<Format>) {
+          const Index longest = larger(query_block, key_block);
+          scaled = {pieces.floats(query_block * key_block), pieces.floats(longest),
+                    pieces.floats(longest)};
+        }
         query = pieces.panels(Operand::query, tiling, t.head_dim);
         grad_out = pieces.panels(Operand::grad_out, tiling, t.value_dim);
         key = pieces.panels(Operand::key, tiling, t.head_dim);
@@ -383,13 +402,69 @@ struct PairMatrices {
       all.key_rows = key_rows(t).panels(memory_.key_rows);
       return all;
     }
+    // A tile of weights or score gradients that fits into the format: each row of the left operand
+    // that it becomes, a row or a column of it, is scaled; `back` undoes that (null: nothing to
+    // do).
+    struct Scaled {
+      const float *tile, *back;
+    };
+    template <bool kTransposed>
+    CATTN_INLINE Scaled fit(const float* tile) const {
+      if constexpr (kIsLimited<Format>) {
+        return scale_to_fit<kTransposed>(tile);
+      } else {
+        return {tile, nullptr};
+      }
+    }
+    template <bool kTransposed>
+    [[gnu::noinline]] Scaled scale_to_fit(const float* tile) const {
+      using X = Vec<float>;
+      const auto [scaled, by, back] = memory_.scaled;
+      const auto row_of = [&](Index r) { return tile + r * key_block; };
+      const auto infinity = X::set1(__builtin_inff());
+      const auto larger_of = [&](auto largest, auto x) {  // of those that are finite
+        const auto magnitude = X::max(x, X::sub(X::zero(), x));
+        return X::select(X::greater(infinity, magnitude), X::max(magnitude, largest), largest);
+      };
+      if constexpr (kTransposed) {
+        for (Index c = 0; c < t_.cols; c += X::width) {
+          auto largest = X::zero();
+          for (Index r = 0; r < t_.rows; ++r)
+            largest = larger_of(largest, load_up_to(row_of(r) + c, t_.cols - c));
+          X::store(by + c, largest);
+        }
+      } else {
+        for (Index r = 0; r < t_.rows; ++r) {
+          auto largest = X::zero();
+          for (Index c = 0; c < t_.cols; c += X::width)
+            largest = larger_of(largest, load_up_to(row_of(r) + c, t_.cols - c));
+          by[r] = largest_lane(largest);
+        }
+      }
+      for (Index i = 0; i < (kTransposed ? t_.cols : t_.rows); ++i) {
+        const int exponent = fitting_exponent<Format>(by[i]);
+        by[i] = float_power_of_2(exponent);
+        back[i] = float_power_of_2(-exponent);
+      }
+      for (Index r = 0; r < t_.rows; ++r) {
+        for (Index c = 0; c < t_.cols; c += X::width) {
+          const auto factor = kTransposed ? X::load(by + c) : X::set1(by[r]);
+          X::store(scaled + r * key_block + c,
+                   X::mul(load_up_to(row_of(r) + c, t_.cols - c), factor));
+        }
+      }
+      return {scaled, back};
+    }
+
     // sum += tile^T right
     CATTN_INLINE void add_transposed(const float* tile, const Packed& right, void* sum) {
       const LeftPairs left = LeftPairs::make(memory_.weights.p, key_block, query_block);
-      pack_left_transposed<gradient_parts>(tile, key_block, t_.rows, t_.cols, left);
+      const Scaled scaled = fit<true>(tile);
+      pack_left_transposed<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols, left);
       multiply_pairs<typename P::GradientProducts>(
           micro_, left, t_.cols, right.right(), right.cols,
-          PairOutput{static_cast<float*>(sum), kPanel<float>, key_block * kPanel<float>, true},
+          PairOutput{static_cast<float*>(sum), kPanel<float>, key_block * kPanel<float>, true,
+                     scaled.back},
           [&](Index c, Index count, Index) { return even(block_.rows_of(c, count)); });
     }
 
@@ -411,3 +486,6 @@ using TwoParts = PairPrecision<Products<2, 2, 2>, Products<2, 2, 2>>;
 using ThreeParts = PairPrecision<Products<3, 3, 3>, Products<3, 3, 3>>;
 // A float16 is two parts, exactly; the weights' remainder is beyond what float16 can show.
 using Float16Parts = PairPrecision<Products<2, 2, 3>, Products<2, 2, 2>>;
+// The same as one part of float16, for AMX-FP16.
+using WholeFloat16 =
+    PairPrecision<Products<1, 1, 1, Float16Pairs>, Products<1, 1, 1, Float16Pairs>>;

@@ -1,15 +1,15 @@
-// Matrix products on pairs of bfloat16: layouts, packing, and the loops over tiles.
+// Matrix products on pairs of bfloat16 or float16: layouts, packing, and the loops over tiles.
 //
-// Both VDPBF16PS and TDPBF16PS multiply pairs that are adjacent along the depth of a product and
-// add into float32. An operand is kept in one to three parts (parts-inl.h), each a matrix of its
-// own:
+// VDPBF16PS, TDPBF16PS and TDPFP16PS multiply pairs that are adjacent along the depth of a product
+// and add into float32. An operand is kept in one to three parts (parts-inl.h), each a matrix of
+// its own:
 //   left  (rows, depth):  (depth / 32, rows, 32), so a row of a panel is 64 bytes, 16 pairs;
 //   right (depth, cols):  (cols / 32, depth / 2, 32, 2), so a row of a panel is 128 bytes, two
 //                         vectors of 16 pairs.
 // A tile of 16 rows and 64 bytes is one tile register of either. Depth is padded with zeros to a
 // multiple of 32, rows to a multiple of 16 and columns to a multiple of 32.
 //
-// Needs Vec<float> of 16 lanes, Pairs, parts-inl.h and gemm-inl.h before it.
+// Needs Vec<float> of 16 lanes, Pairs and Float16Pairs, parts-inl.h and gemm-inl.h before it.
 
 constexpr Index kPairDepth = 32;  // elements of a left panel, of depth
 constexpr Index kPairRows = 16;   // what rows are padded to
@@ -62,41 +62,41 @@ CATTN_INLINE Pairs::V load_up_to(const S* p, Index n) {
 }
 
 // 32 elements of a row as 16 pairs.
-template <int kParts>
+template <class F, int kParts>
 CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
   if constexpr (kParts == 1) {
-    parts[0] = Pairs::round_row(first, second);
+    parts[0] = F::round_row(first, second);
   } else {
     Pairs::V even, odd;
     Pairs::part_even_odd(first, second, even, odd);
-    split<kParts>(even, odd, parts);
+    split<F, kParts>(even, odd, parts);
   }
 }
 
 // The same from memory, where n of them exist.
-template <int kParts, class S>
+template <class F, int kParts, class S>
 CATTN_INLINE void split_row(const S* p, Index n, PartsRange& range, Pairs::W (&parts)[kParts]) {
   constexpr Index width = Pairs::width;
   const auto first = load_up_to(p, n), second = load_up_to(p + (n > width ? width : 0), n - width);
   range.see(first);
   range.see(second);
-  split_row<kParts>(first, second, parts);
+  split_row<F, kParts>(first, second, parts);
 }
 
 // The rows 2k and 2k + 1 (of which `rows` exist, 0 to 2) of 16 columns (n exist) as pairs.
-template <int kParts, class S>
+template <class F, int kParts, class S>
 CATTN_INLINE void split_two_rows(const S* p, Index stride, Index rows, Index n, PartsRange& range,
                                  Pairs::W (&parts)[kParts]) {
   const auto lower = load_up_to(p, rows > 0 ? n : 0);
   const auto upper = load_up_to(rows > 1 ? p + stride : p, rows > 1 ? n : 0);
   range.see(lower);
   range.see(upper);
-  split<kParts>(lower, upper, parts);
+  split<F, kParts>(lower, upper, parts);
 }
 
 // Left operand from (rows, depth) in memory: Q for Q K^T, dO for dO V^T, P for P V, dS for dS K.
 // S is the type in memory. Returns the block's flags.
-template <int kParts, class S>
+template <class F, int kParts, class S>
 uint8_t pack_left(const S* source, Index stride, Index rows, Index depth, LeftPairs left) {
   PartsRange range;
   for (Index d = 0; d < depth; d += kPairDepth) {
@@ -104,7 +104,7 @@ uint8_t pack_left(const S* source, Index stride, Index rows, Index depth, LeftPa
     uint16_t* to = left.at(0, d).p;
     for (Index r = 0; r < rows; ++r, to += kPairDepth) {
       Pairs::W parts[kParts];
-      split_row<kParts>(source + r * stride + d, n, range, parts);
+      split_row<F, kParts>(source + r * stride + d, n, range, parts);
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, parts[p]);
     }
@@ -113,11 +113,11 @@ uint8_t pack_left(const S* source, Index stride, Index rows, Index depth, LeftPa
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, Pairs::zero());
     }
   }
-  return range.flags();
+  return range.flags<F>();
 }
 
 // Left operand from its transpose (depth, rows) in memory: P for P^T dO, dS for dS^T Q.
-template <int kParts, class S>
+template <class F, int kParts, class S>
 uint8_t pack_left_transposed(const S* source, Index stride, Index depth, Index rows,
                              LeftPairs left) {
   PartsRange range;
@@ -127,8 +127,8 @@ uint8_t pack_left_transposed(const S* source, Index stride, Index depth, Index r
       for (Index k = 0; k < 16; ++k) {
         const Index exist = depth - d - 2 * k;
         Pairs::W pair[kParts];
-        split_two_rows<kParts>(source + (exist > 0 ? (d + 2 * k) * stride : 0) + r, stride, exist,
-                               rows - r, range, pair);
+        split_two_rows<F, kParts>(source + (exist > 0 ? (d + 2 * k) * stride : 0) + r, stride,
+                                  exist, rows - r, range, pair);
         CATTN_UNROLL
         for (int p = 0; p < kParts; ++p) parts[p][k] = pair[p];
       }
@@ -142,11 +142,11 @@ uint8_t pack_left_transposed(const S* source, Index stride, Index depth, Index r
       }
     }
   }
-  return range.flags();
+  return range.flags<F>();
 }
 
 // Right operand from (depth, cols) in memory: V for P V, K for dS K, Q for dS^T Q, dO for P^T dO.
-template <int kParts, class S>
+template <class F, int kParts, class S>
 uint8_t pack_right(const S* source, Index stride, Index depth, Index cols, RightPairs right) {
   PartsRange range;
   for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
@@ -155,17 +155,17 @@ uint8_t pack_right(const S* source, Index stride, Index depth, Index cols, Right
     for (Index d = 0; d < round_up(depth, kPairDepth); d += 2, to += 2 * kPairCols) {
       Pairs::W parts[kParts];
       const Index exist = n > 0 ? depth - d : 0;
-      split_two_rows<kParts>(source + (exist > 0 ? d * stride + c : 0), stride, exist, n, range,
-                             parts);
+      split_two_rows<F, kParts>(source + (exist > 0 ? d * stride + c : 0), stride, exist, n, range,
+                                parts);
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * right.part, parts[p]);
     }
   }
-  return range.flags();
+  return range.flags<F>();
 }
 
 // Right operand from its transpose (cols, depth) in memory: K for Q K^T, V for dO V^T.
-template <int kParts, class S>
+template <class F, int kParts, class S>
 uint8_t pack_right_transposed(const S* source, Index stride, Index cols, Index depth,
                               RightPairs right) {
   PartsRange range;
@@ -176,8 +176,8 @@ uint8_t pack_right_transposed(const S* source, Index stride, Index cols, Index d
       for (Index i = 0; i < 16; ++i) {
         const bool exists = c + i < cols;
         Pairs::W pair[kParts];
-        split_row<kParts>(source + (exists ? (c + i) * stride + d : 0), exists ? n : 0, range,
-                          pair);
+        split_row<F, kParts>(source + (exists ? (c + i) * stride + d : 0), exists ? n : 0, range,
+                             pair);
         CATTN_UNROLL
         for (int p = 0; p < kParts; ++p) parts[p][i] = pair[p];
       }
@@ -191,12 +191,12 @@ uint8_t pack_right_transposed(const S* source, Index stride, Index cols, Index d
       }
     }
   }
-  return range.flags();
+  return range.flags<F>();
 }
 
 // The numbers of a right operand again, the sums of their parts, in panels of (depth, 32) that are
 // `panel` elements apart.
-template <int kParts>
+template <class F, int kParts>
 void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Index panel) {
   using X = Vec<float>;
   for (Index c = 0; c < cols; c += Pairs::width) {
@@ -207,8 +207,8 @@ void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Inde
       CATTN_UNROLL
       for (int p = kParts - 1; p >= 0; --p) {
         const auto pairs = Pairs::load(from + p * right.part);
-        lower = X::add(lower, Pairs::lower(pairs));
-        upper = X::add(upper, Pairs::upper(pairs));
+        lower = X::add(lower, F::lower(pairs));
+        upper = X::add(upper, F::upper(pairs));
       }
       X::store(to + d * kPairCols, lower);
       if (d + 1 < depth) X::store(to + (d + 1) * kPairCols, upper);
@@ -227,8 +227,10 @@ void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Inde
 //   <3, 2, 3>  a float32 times a float16: five products, 2^-25
 //   <3, 1, 3>  a float32 times a bfloat16: three products, nothing
 //   <2, 1, 2>  the same with 16 bits of the float32: two products, 2^-17
-template <int kLeft, int kRight, int kOrders>
+//   <1, 1, 1, Float16Pairs>  float16, nothing; with what is rounded to float16, 2^-11
+template <int kLeft, int kRight, int kOrders, class F = Pairs>
 struct Products {
+  using Format = F;
   static constexpr int left_parts = kLeft, right_parts = kRight;
   struct Product {
     int left, right;
@@ -255,7 +257,8 @@ struct Products {
 struct PairOutput {
   float* c;
   Index row, panel;
-  bool add;  // c += product, else c = product
+  bool add;                        // c += factor * product, else c = product
+  const float* factors = nullptr;  // of the rows, if not 1
 
   template <int kRows, int kVectors>
   CATTN_INLINE void operator()(Pairs::V (&tile)[kRows][kVectors], Index r, Index col) const {
@@ -263,10 +266,11 @@ struct PairOutput {
     float* const to = c + r * row + col / kPairCols * panel + col % kPairCols;
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
+      const auto factor = X::set1(factors ? factors[r + i] : 1.0f);
       CATTN_UNROLL
       for (int j = 0; j < kVectors; ++j) {
         float* const p = to + i * row + j * X::width;
-        X::store(p, add ? X::add(X::load(p), tile[i][j]) : tile[i][j]);
+        X::store(p, add ? X::fma(tile[i][j], factor, X::load(p)) : tile[i][j]);
       }
     }
   }
@@ -304,6 +308,7 @@ CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, Right
 
 // The micro-kernel in vector registers: a pair of the left operand is broadcast to all lanes.
 struct RegisterProducts {
+  static constexpr bool multiplies_float16 = false;
   static constexpr Index tallest = Tile::rows, row_padding = Tile::rows / 3;
 
   template <class F>

@@ -20,10 +20,50 @@
 //
 // Probabilities and score gradients may be small without harm: below 2^-103 they lose their lower
 // parts and below 2^-126 everything, an absolute error of less than 2^-126 in an element.
+//
+// A format F says what the parts are: Pairs (bfloat16) or Float16Pairs. A float16 is one part of
+// float16, exactly, down to the subnormal ones. Weights and score gradients fit into its range when
+// a power of 2 brings the largest of them next to its end; those below 2^-29 of that lose digits,
+// 2^-40 of it at most.
 
 // A block has kBlockSplits if every element is zero or inside the range.
+template <class F>
 constexpr uint32_t kSmallestSplitBits = (127u - 48u) << 23;  // 2^-48
+template <class F>
 constexpr uint32_t kLargestSplitBits = ((127u + 48u) << 23) - 1u;
+template <>
+constexpr uint32_t kSmallestSplitBits<Float16Pairs> = (127u - 24u) << 23;  // 2^-24
+template <>
+constexpr uint32_t kLargestSplitBits<Float16Pairs> = ((127u + 16u) << 23) - (1u << 13);  // 65504
+
+// Whether what is computed has to be scaled to fit, and the exponent that the largest may have.
+template <class F>
+constexpr bool kIsLimited = false;
+template <class F>
+constexpr int kLargestExponent = 0;
+template <>
+constexpr bool kIsLimited<Float16Pairs> = true;
+template <>
+constexpr int kLargestExponent<Float16Pairs> = 15;
+
+CATTN_INLINE float largest_lane(Pairs::V x) {
+  float lanes[Pairs::width], largest = 0;
+  Vec<float>::store(lanes, x);
+  for (const float lane : lanes) largest = lane > largest ? lane : largest;
+  return largest;
+}
+
+// The exponent n for which 2^n x has room below the end of the range, for x >= 0; 2^n and 2^-n are
+// normal numbers.
+template <class F>
+CATTN_INLINE int fitting_exponent(float x) {
+  const int exponent = static_cast<int>(float_bits(x) >> 23) - 127;
+  return kLargestExponent<F> - 1 - (exponent > -112 ? exponent : -112);
+}
+CATTN_INLINE float float_power_of_2(int n) {
+  return float_from_bits(static_cast<uint32_t>(n + 127) << 23);
+}
+
 constexpr uint32_t kModerateBits = (127u + 20u) << 23;  // 2^20: kModerate, squared
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
@@ -32,9 +72,10 @@ struct PartsRange {
   Pairs::W largest = Pairs::zero(), smallest = ~Pairs::zero();
 
   CATTN_INLINE void see(Pairs::V x) { Pairs::track(x, largest, smallest); }
+  template <class F>
   CATTN_INLINE uint8_t flags() const {
     const uint32_t high = Pairs::largest_lane(largest), low = Pairs::smallest_lane(smallest);
-    const bool splits = high <= kLargestSplitBits && low >= kSmallestSplitBits - 1u;
+    const bool splits = high <= kLargestSplitBits<F> && low >= kSmallestSplitBits<F> - 1u;
     return static_cast<uint8_t>((high < kInfinityBits ? kBlockFinite : 0) |
                                 (high < kModerateBits ? kBlockModerate : 0) |
                                 (splits ? kBlockSplits : 0));
@@ -42,14 +83,14 @@ struct PartsRange {
 };
 
 // parts[p] holds part p of `lower` and `upper` as pairs.
-template <int kParts>
+template <class F, int kParts>
 CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts]) {
   using X = Vec<float>;
   CATTN_UNROLL
   for (int p = 0; p < kParts; ++p) {
-    parts[p] = Pairs::round(lower, upper);
+    parts[p] = F::round(lower, upper);
     if (p + 1 == kParts) break;
-    lower = X::sub(lower, Pairs::lower(parts[p]));
-    upper = X::sub(upper, Pairs::upper(parts[p]));
+    lower = X::sub(lower, F::lower(parts[p]));
+    upper = X::sub(upper, F::upper(parts[p]));
   }
 }

@@ -282,7 +282,7 @@ void Attention<T>::make_reference() {
     add_last_rounding(b.dsinks, gradients_.dsinks, precision);
     return b;
   };
-  const Precision plain = precision<T>(), pairs = precision_on_pairs<T>();
+  const Precision plain = precision<T>();
   const Bounds unrounded = bounds(p, expected_, dout, dlse, plain);
   if (c_.tangents) {
     const reference::Array dq = expanded(q_move_, c_.heads_q, c_.rows, c_.head_dim);
@@ -292,9 +292,10 @@ void Attention<T>::make_reference() {
     tangent_bound_ = tangent_bound(p, expected_, dq, dk, dv, unrounded.out, plain);
     add_last_rounding(tangent_bound_, tangent_, plain);
   }
-  bounds_ = rounded(unrounded, plain);
-  if (pairs.delta_w > 0) {
-    pair_bounds_ = rounded(bounds(p, expected_, dout, dlse, pairs), pairs);
+  for (int how = 0; how < kWaysToMultiply; ++how) {
+    const Precision own = precision<T>(static_cast<Multiplied>(how));
+    bounds_[how] =
+        rounded(own.delta_w > 0 ? bounds(p, expected_, dout, dlse, own) : unrounded, own);
   }
 }
 
@@ -403,15 +404,16 @@ void Attention<T>::compare(const Outputs<T>& o, const std::string& name) const {
     double& worst = g_worst_ratios[name][what];
     worst = std::max(worst, ratio);
   };
-  const bool on_pairs = multiplies_pairs<T>(cattn_isa());
-  const Bounds& bounds = on_pairs && !pair_bounds_.out.empty() ? pair_bounds_ : bounds_;
+  const Multiplied how = multiplied<T>(cattn_isa());
+  const Bounds& bounds = bounds_[static_cast<int>(how)];
   compare_one("out", o.out, expected_.out, bounds.out);
   compare_one("lse", o.lse, expected_.lse, bounds.lse);
   compare_one("weights", o.weights, expected_.weights, bounds.weights);
   if (c_.tangents) {
     compare_one("jvp", o.out_tangent, tangent_, tangent_bound_);
-    compare_one("jvp out", o.jvp_out, expected_.out, bounds_.out);
-    check(on_pairs || o.jvp_out.same_bits(o.out),
+    compare_one("jvp out", o.jvp_out, expected_.out,
+                bounds_[static_cast<int>(Multiplied::by_elements)].out);
+    check(how != Multiplied::by_elements || o.jvp_out.same_bits(o.out),
           name + " " + c_.text() + ": forward mode has another out");
   }
   if (!c_.lse) return;

@@ -111,8 +111,7 @@ class Attention {
   reference::Result expected_;
   reference::Gradients gradients_;
   reference::Array tangent_, tangent_bound_;
-  Bounds bounds_;       // of multiply-adds
-  Bounds pair_bounds_;  // of products of pairs, where they have others
+  Bounds bounds_[kWaysToMultiply];
 };
 
 // Prints the largest err/bound of each output so far, per instruction set and dtype.

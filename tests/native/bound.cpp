@@ -52,23 +52,33 @@ Precision precision<Brain>() {
 }
 
 template <class T>
-Precision precision_on_pairs() {
+Multiplied multiplied(const std::string& isa) {
+  if (std::is_same_v<T, double>) return Multiplied::by_elements;
+  if (isa == "avx512bf16") {
+    return std::is_same_v<T, Brain> ? Multiplied::in_pairs : Multiplied::by_elements;
+  }
+  if (isa == "amx" || isa == "amx_emulated") return Multiplied::in_pairs;
+  if (isa == "amx_fp16" || isa == "amx_fp16_emulated") {
+    return std::is_same_v<T, Half> ? Multiplied::in_float16_pairs : Multiplied::in_pairs;
+  }
+  return Multiplied::by_elements;
+}
+template <class T>
+Precision precision(Multiplied how) {
   Precision p = precision<T>();
-  if constexpr (std::is_same_v<T, Half>) p.delta_w = p.delta_g = 1.5 * kOnePart * kOnePart;
-  if constexpr (std::is_same_v<T, Brain>) {
-    p.delta_w = 2 * kOnePart;  // of numerator and denominator
-    p.delta_g = kOnePart;
+  if (how == Multiplied::by_elements) return p;
+  // Rounded weights are in numerator and denominator of the output.
+  if (std::is_same_v<T, Half> && how == Multiplied::in_pairs) {
+    p.delta_w = p.delta_g = 1.5 * kOnePart * kOnePart;
+  } else if (kIsHalf<T>) {
+    p.delta_g = how == Multiplied::in_pairs ? kOnePart : 0x1p-11;
+    p.delta_w = 2 * p.delta_g;
   }
   return p;  // a float32 in three parts is as precise as ever
 }
-template <class T>
-bool multiplies_pairs(const std::string& isa) {
-  if (isa == "avx512bf16") return std::is_same_v<T, Brain>;
-  return (isa == "amx" || isa == "amx_emulated") && !std::is_same_v<T, double>;
-}
-#define INSTANTIATE(T)                        \
-  template Precision precision_on_pairs<T>(); \
-  template bool multiplies_pairs<T>(const std::string&);
+#define INSTANTIATE(T)                         \
+  template Precision precision<T>(Multiplied); \
+  template Multiplied multiplied<T>(const std::string&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(Half)

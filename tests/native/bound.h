@@ -71,11 +71,13 @@ inline Precision in_two_parts(Precision p) {
   return p;
 }
 
-// What the instruction sets that multiply_pairs of this type make of it, except in forward mode.
+// How an instruction set multiplies matrices of a type, except in forward mode.
+enum class Multiplied { by_elements, in_pairs, in_float16_pairs };
+constexpr int kWaysToMultiply = 3;
 template <class T>
-Precision precision_on_pairs();
+Multiplied multiplied(const std::string& isa);
 template <class T>
-bool multiplies_pairs(const std::string& isa);
+Precision precision(Multiplied how);
 
 struct Bounds {
   reference::Array out, lse, weights;

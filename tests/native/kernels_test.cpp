@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include "attention_case.h"
@@ -38,6 +39,8 @@ class Blocks {
 
 template <class T>
 class Head {
+  using W = Wide<T>;
+
  public:
   Head(const KernelSet& kernels, const HeadCase& c, Precision precision, const std::string& name)
       : k_(kernels),
@@ -60,8 +63,8 @@ class Head {
       for (Index i = 0; i < t->size(); ++i) (*t)[i] = static_cast<T>(random.symmetric());
     }
     if (c.nonfinite && c.keys > 0) {
-      k_rows_[random.below(k_rows_.size())] = std::numeric_limits<T>::quiet_NaN();
-      v_[random.below(v_.size())] = std::numeric_limits<T>::infinity();
+      k_rows_[random.below(k_rows_.size())] = static_cast<T>(std::nan(""));
+      v_[random.below(v_.size())] = static_cast<T>(std::numeric_limits<double>::infinity());
     }
     make_reference();
   }
@@ -76,8 +79,8 @@ class Head {
     const Layout layout = c_.rows % 2 == 0 ? Layout::contiguous : Layout::padded;
     return Tensor<T>({rows, cols}, layout, LastAxis::contiguous, placement(turn_));
   }
-  Tensor<T> vector(Index rows) const {
-    return Tensor<T>({rows}, Layout::contiguous, LastAxis::any, placement(turn_));
+  Tensor<W> vector(Index rows) const {
+    return Tensor<W>({rows}, Layout::contiguous, LastAxis::any, placement(turn_));
   }
   static Index stride(const Tensor<T>& t) { return t.array().strides[0]; }
   static ConstRows rows_from(const Tensor<T>& t, Index first) {
@@ -106,8 +109,14 @@ class Head {
     expected_ = reference::forward(reference_);
     gradients_ = reference::backward(reference_, expected_, values(dout_), {});
     bounds_ = bounds(reference_, expected_, values(dout_), {}, precision_);
+    add_last_rounding(bounds_.out, expected_.out, precision_);
+    add_last_rounding(bounds_.weights, expected_.weights, precision_);
+    add_last_rounding(bounds_.dq, gradients_.dq, precision_);
+    add_last_rounding(bounds_.dk, gradients_.dk, precision_);
+    add_last_rounding(bounds_.dv, gradients_.dv, precision_);
   }
-  static reference::Array values(const Tensor<T>& t) {
+  template <class E>
+  static reference::Array values(const Tensor<E>& t) {
     return t.template expanded<double>(t.shape());
   }
 
@@ -116,7 +125,8 @@ class Head {
     const double ratio = largest_ratio(got, expected, bound);
     check(ratio <= 1, "kernel " + name_ + ": " + what + " has " + ratio_text(ratio));
   }
-  void compare(const char* what, const Tensor<T>& got, const reference::Array& expected,
+  template <class E>
+  void compare(const char* what, const Tensor<E>& got, const reference::Array& expected,
                const reference::Array& bound) const {
     compare(what, values(got), expected, bound);
     check(got.gaps_untouched(), "kernel " + name_ + ": wrote between the rows of " + what);
@@ -183,7 +193,7 @@ class Head {
     const Blocks dv(1, k_.accumulator_bytes(tiling.key_block, c_.value_dim), turn_);
     const Blocks dscore(1, tiling.query_block * tiling.key_block * k_.arithmetic_size, turn_);
     const Blocks scratch(1, k_.backward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
-    const Tensor<T> row_scales = vector(2 * c_.rows), delta = vector(c_.rows);
+    const Tensor<W> row_scales = vector(2 * c_.rows), delta = vector(c_.rows);
     const Tensor<T> dq_rows = matrix(c_.rows, c_.head_dim), dk_rows = matrix(c_.keys, c_.head_dim),
                     dv_rows = matrix(c_.keys, c_.value_dim);
     reference::Array dscores(gradients_.dbias.size(), 0.0);
@@ -242,7 +252,7 @@ class Head {
         dscore.clear();
         k_.backward(t);
         k_.backward_dq(t);
-        const T* const tile = static_cast<const T*>(t.dscore);
+        const W* const tile = static_cast<const W*>(t.dscore);
         for (Index r = 0; r < t.rows; ++r) {
           for (Index c = 0; c < cols; ++c) {
             dscores[static_cast<size_t>((t.first_query + r) * c_.keys + first_key + c)] =
@@ -271,7 +281,8 @@ class Head {
   const Band band_;
   const int turn_;
   ScoreTerms terms_{};
-  const Tensor<T> q_, k_rows_, v_, dout_, out_, lse_;
+  const Tensor<T> q_, k_rows_, v_, dout_, out_;
+  const Tensor<W> lse_;
   reference::Problem reference_;
   reference::Result expected_;
   reference::Gradients gradients_;
@@ -283,7 +294,7 @@ class Head {
 template <class T>
 void test_finite_flag(const KernelSet& kernels, const std::string& name) {
   const Tiling& tiling = kernels.backward_tiling;
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  const T kInfinity = static_cast<T>(std::numeric_limits<double>::infinity());
   for (const Operand operand : {Operand::key, Operand::value, Operand::value_t, Operand::key_rows,
                                 Operand::query, Operand::grad_out}) {
     const bool query_side = operand == Operand::query || operand == Operand::grad_out;
@@ -296,10 +307,14 @@ void test_finite_flag(const KernelSet& kernels, const std::string& name) {
           return kernels.pack(
               {operand, {source.data(), source.array().strides[0]}, rows, cols, packed[0]}, tiling);
         };
-        for (Index i = 0; i < source.size(); ++i) source[i] = static_cast<T>(1e17);
-        bool right = flags() == kBlockFinite;
+        // Too large to split, except as float16, all of which split.
+        constexpr bool splits = std::is_same_v<T, Half>;
+        constexpr int usual = kBlockFinite | (splits ? kBlockModerate | kBlockSplits : 0);
+        for (Index i = 0; i < source.size(); ++i) source[i] = static_cast<T>(splits ? 6e4 : 1e17);
+        bool right = flags() == usual;
         for (Index i = 0; i < source.size(); i += 1 + source.size() / 50) {
-          const T old = std::exchange(source[i], i % 2 == 0 ? -kInfinity : std::nan(""));
+          const T exception = static_cast<T>(i % 2 == 0 ? -kInfinity : std::nan(""));
+          const T old = std::exchange(source[i], exception);
           right = right && flags() == 0;
           source[i] = old;
         }
@@ -351,21 +366,24 @@ void test_choice_by_depth(const KernelTable& table) {
 }  // namespace
 
 void test_kernels() {
+  std::set<void (*)(const ForwardTask&)> tested;  // tables share kernels
   for (int32_t i = 0; const KernelTable* table = available_table(i); ++i) {
     const std::string name = table->name;
     test_choice_by_depth(*table);
-    const Precision single = precision<float>();
-    const auto own = [table](const KernelSet& kernels) {
-      return kernels.forward != table->float32.forward;
+    const auto test = [&]<class T>(const KernelSet& kernels, Precision of, const char* what, T) {
+      if (tested.insert(kernels.forward).second) test_set<T>(kernels, of, name + " " + what);
     };
-    test_set<double>(table->float64, precision<double>(), name + " float64");
-    test_set<float>(table->float32, single, name + " float32");
-    if (own(table->float32_high)) {
-      test_set<float>(table->float32_high, in_two_parts(single), name + " float32 high");
-    }
-    if (own(table->float32_medium)) {
-      test_set<float>(table->float32_medium, in_one_part(single), name + " float32 medium");
-    }
+    const Precision single = precision<float>();
+    test(table->float64, precision<double>(), "float64", double{});
+    test(table->float32, single, "float32", float{});
+    test(table->float32_high, in_two_parts(single), "float32 high", float{});
+    test(table->float32_medium, in_one_part(single), "float32 medium", float{});
+    // By elements, half types differ from float32 in packing alone.
+    const auto half = multiplied<Half>(name), brain = multiplied<Brain>(name);
+    if (half != Multiplied::by_elements)
+      test(table->float16, precision<Half>(half), "float16", Half{});
+    if (brain != Multiplied::by_elements)
+      test(table->bfloat16, precision<Brain>(brain), "bfloat16", Brain{});
   }
 }
 

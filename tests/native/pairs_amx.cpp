@@ -21,7 +21,9 @@ struct Tile {
 
 }  // namespace
 
-extern const PairKernels kAmxTiles;
-const PairKernels kAmxTiles = table_of<TileProducts<HardwareTiles>>("amx tiles", true);
+extern const PairKernels kAmxTiles, kAmxFp16Tiles;
+const PairKernels kAmxTiles = table_of<TileProducts<HardwareTiles>>("amx tiles", true, false);
+const PairKernels kAmxFp16Tiles =
+    table_of<TileProducts<HardwareTiles>>("amx_fp16 tiles", true, true);
 
 }  // namespace cattn::test

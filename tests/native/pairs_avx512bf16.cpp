@@ -2,9 +2,9 @@
 #include <immintrin.h>
 
 #include "kernels/band.h"
-#include "kernels/bfloat16_product.h"
 #include "kernels/compiler.h"
 #include "kernels/half.h"
+#include "kernels/pair_product.h"
 #include "pairs_kernels.h"
 
 namespace cattn::test {
@@ -23,8 +23,9 @@ struct Tile {
 }  // namespace
 
 extern const PairKernels kAvx512Registers, kAvx512EmulatedTiles;
-const PairKernels kAvx512Registers = table_of<RegisterProducts>("avx512bf16 registers", false);
+const PairKernels kAvx512Registers =
+    table_of<RegisterProducts>("avx512bf16 registers", false, false);
 const PairKernels kAvx512EmulatedTiles =
-    table_of<TileProducts<EmulatedTiles>>("avx512bf16 emulated tiles", true);
+    table_of<TileProducts<EmulatedTiles>>("avx512bf16 emulated tiles", true, true);
 
 }  // namespace cattn::test

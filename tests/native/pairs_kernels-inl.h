@@ -18,14 +18,14 @@ void run_as(PairCase& t) {
   const RightPairs right = RightPairs::make(t.right_memory, t.depth, t.cols);
   const L* const left_source = static_cast<const L*>(t.left);
   const R* const right_source = static_cast<const R*>(t.right);
-  t.left_flags =
-      t.left_transposed
-          ? pack_left_transposed<P::left_parts>(left_source, t.left_stride, t.depth, t.rows, left)
-          : pack_left<P::left_parts>(left_source, t.left_stride, t.rows, t.depth, left);
-  t.right_flags = t.right_transposed ? pack_right_transposed<P::right_parts>(
+  t.left_flags = t.left_transposed ? pack_left_transposed<typename P::Format, P::left_parts>(
+                                         left_source, t.left_stride, t.depth, t.rows, left)
+                                   : pack_left<typename P::Format, P::left_parts>(
+                                         left_source, t.left_stride, t.rows, t.depth, left);
+  t.right_flags = t.right_transposed ? pack_right_transposed<typename P::Format, P::right_parts>(
                                            right_source, t.right_stride, t.cols, t.depth, right)
-                                     : pack_right<P::right_parts>(right_source, t.right_stride,
-                                                                  t.depth, t.cols, right);
+                                     : pack_right<typename P::Format, P::right_parts>(
+                                           right_source, t.right_stride, t.depth, t.cols, right);
   Micro micro;
   multiply_pairs<P>(micro, left, t.rows, right, t.cols, PairOutput{t.c, t.c_row, t.c_panel, t.add},
                     [&](Index row, Index count, Index) {
@@ -36,6 +36,11 @@ void run_as(PairCase& t) {
 
 template <class Micro>
 void run(PairCase& t) {
+  if constexpr (Micro::multiplies_float16) {
+    using Whole = Products<1, 1, 1, Float16Pairs>;
+    if (t.kind == PairKind::whole_float16) return run_as<Micro, Float16, Float16, Whole>(t);
+    if (t.kind == PairKind::rounded_float16) return run_as<Micro, float, Float16, Whole>(t);
+  }
   switch (t.kind) {
     case PairKind::highest: return run_as<Micro, float, float, Products<3, 3, 3>>(t);
     case PairKind::high: return run_as<Micro, float, float, Products<2, 2, 2>>(t);
@@ -45,13 +50,15 @@ void run(PairCase& t) {
     case PairKind::mixed_float16: return run_as<Micro, float, Float16, Products<3, 2, 3>>(t);
     case PairKind::mixed_bfloat16: return run_as<Micro, float, BFloat16, Products<3, 1, 3>>(t);
     case PairKind::mixed_high: return run_as<Micro, float, BFloat16, Products<2, 1, 2>>(t);
+    case PairKind::whole_float16:
+    case PairKind::rounded_float16: break;  // above, if at all
   }
 }
 
 void split_32(const float* x, uint16_t* to) {
   PartsRange range;
   Pairs::W parts[3];
-  split_row<3>(x, 32, range, parts);
+  split_row<Pairs, 3>(x, 32, range, parts);
   for (int p = 0; p < 3; ++p) Pairs::store(to + 32 * p, parts[p]);
 }
 
@@ -61,6 +68,6 @@ void multiply_add_16(const uint16_t* a, const uint16_t* b, float* acc) {
 }
 
 template <class Micro>
-constexpr PairKernels table_of(const char* name, bool tiles) {
-  return {name, tiles, split_32, multiply_add_16, run<Micro>};
+constexpr PairKernels table_of(const char* name, bool tiles, bool float16) {
+  return {name, tiles, float16, split_32, multiply_add_16, run<Micro>};
 }

@@ -1,5 +1,5 @@
-// The products on pairs of bfloat16 as the tests call them: one table per vector vocabulary and
-// micro-kernel, each in an object compiled for its instruction set.
+// The products on pairs of bfloat16 or float16 as the tests call them: one table per vector
+// vocabulary and micro-kernel, each in an object compiled for its instruction set.
 #pragma once
 #include "kernels/kernel_table.h"
 
@@ -7,16 +7,19 @@ namespace cattn::test {
 
 // Types in memory of the two operands, and which parts are multiplied.
 enum class PairKind {
-  highest,         // float32 by six products
-  high,            // float32 by three
-  medium,          // float32 by one
-  bfloat16,        // one
-  float16,         // four
-  mixed_float16,   // float32 times float16, five
-  mixed_bfloat16,  // float32 times bfloat16, three
-  mixed_high,      // the same, two
+  highest,          // float32 by six products
+  high,             // float32 by three
+  medium,           // float32 by one
+  bfloat16,         // one
+  float16,          // four
+  mixed_float16,    // float32 times float16, five
+  mixed_bfloat16,   // float32 times bfloat16, three
+  mixed_high,       // the same, two
+  whole_float16,    // one, of pairs of float16
+  rounded_float16,  // float32 rounded to float16 times float16
 };
-constexpr int kPairKinds = 8;
+constexpr int kPairKinds = 10;
+constexpr bool needs_float16(PairKind kind) { return kind >= PairKind::whole_float16; }
 
 // c = or += left (rows, depth) right (depth, cols).
 struct PairCase {
@@ -40,6 +43,7 @@ struct PairCase {
 struct PairKernels {
   const char* name;
   bool tiles;                              // sums as TDPBF16PS does, else as VDPBF16PS
+  bool float16;                            // has the kinds that need it
   void (*split)(const float*, uint16_t*);  // 32 numbers to 3 parts of 32
   void (*multiply_add)(const uint16_t* a, const uint16_t* b, float* acc);  // 16 pairs
   void (*run)(PairCase&);

@@ -1,8 +1,8 @@
 // Products on pairs in plain C++, for any CPU.
 #include "kernels/band.h"
-#include "kernels/bfloat16_product.h"
 #include "kernels/compiler.h"
 #include "kernels/half.h"
+#include "kernels/pair_product.h"
 #include "pairs_kernels.h"
 
 namespace cattn::test {
@@ -16,6 +16,7 @@ template <>
 struct Vec<float> : PlainVec<float, int32_t, 16> {};
 #include "kernels/vec/pairs.h"
 using Pairs = PlainPairs;
+using Float16Pairs = PlainFloat16Pairs;
 #include "kernels/amx/emulated_tile.h"
 struct Tile {
   static constexpr int rows = 3, vectors = 2;
@@ -26,7 +27,7 @@ struct Tile {
 }  // namespace
 
 extern const PairKernels kPlainRegisters, kPlainTiles;
-const PairKernels kPlainRegisters = table_of<RegisterProducts>("plain registers", false);
-const PairKernels kPlainTiles = table_of<TileProducts<EmulatedTiles>>("plain tiles", true);
+const PairKernels kPlainRegisters = table_of<RegisterProducts>("plain registers", false, false);
+const PairKernels kPlainTiles = table_of<TileProducts<EmulatedTiles>>("plain tiles", true, true);
 
 }  // namespace cattn::test

@@ -1,5 +1,5 @@
-// Products on pairs of bfloat16: the emulated tile against the documentation, splitting into parts,
-// and packing with products against float64, within bounds that are derived here.
+// Products on pairs of bfloat16 and float16: the emulated tile against the documentation, splitting
+// into parts, and packing with products against float64, within bounds that are derived here.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -15,8 +15,8 @@
 #include "check.h"
 #include "core/cpu.h"
 #include "half.h"
-#include "kernels/bfloat16_product.h"
 #include "kernels/compiler.h"
+#include "kernels/pair_product.h"
 #include "memory.h"
 #include "pairs_kernels.h"
 #include "tests.h"
@@ -25,7 +25,7 @@ namespace cattn::test {
 
 extern const PairKernels kPlainRegisters, kPlainTiles;
 #if defined(CATTN_HAVE_AVX512)
-extern const PairKernels kAvx512Registers, kAvx512EmulatedTiles, kAmxTiles;
+extern const PairKernels kAvx512Registers, kAvx512EmulatedTiles, kAmxTiles, kAmxFp16Tiles;
 #endif
 
 const PairKernels* pair_kernels(int i) {
@@ -36,7 +36,9 @@ const PairKernels* pair_kernels(int i) {
       found.push_back(&kAvx512Registers);
       found.push_back(&kAvx512EmulatedTiles);
     }
-    if (amx_permitted()) found.push_back(&kAmxTiles);
+    if (amx_permitted()) {
+      found.push_back(cpu_features().amx_fp16 ? &kAmxFp16Tiles : &kAmxTiles);
+    }
 #endif
     return found;
   }();
@@ -93,8 +95,14 @@ struct TileImage {
   }
 };
 
-// TDPBF16PS line by line.
-std::vector<float> documented_product(const TileImage& c, const TileImage& a, const TileImage& b) {
+// A number of a pair: a subnormal bfloat16 is a subnormal float, which counts as zero.
+float widened(uint16_t bits, bool float16) {
+  return float16 ? to_float(Float16{bits}) : from_bits(static_cast<uint32_t>(bits) << 16);
+}
+
+// TDPBF16PS, or TDPFP16PS, line by line.
+std::vector<float> documented_product(bool float16, const TileImage& c, const TileImage& a,
+                                      const TileImage& b) {
   std::vector<float> result;
   const int cols = c.row_bytes / 4;
   for (int m = 0; m < c.rows; ++m) {
@@ -103,9 +111,8 @@ std::vector<float> documented_product(const TileImage& c, const TileImage& a, co
       for (int n = 0; n < cols; ++n) {
         for (int half = 0; half < 2; ++half) {
           float& sum = sums[static_cast<size_t>(2 * n + half)];
-          sum =
-              documented_fma(from_bits(static_cast<uint32_t>(a.half(m, 2 * k + half)) << 16),
-                             from_bits(static_cast<uint32_t>(b.half(k, 2 * n + half)) << 16), sum);
+          sum = documented_fma(widened(a.half(m, 2 * k + half), float16),
+                               widened(b.half(k, 2 * n + half), float16), sum);
         }
       }
     }
@@ -141,7 +148,9 @@ float random_sum(Random& random, Values values) {
   }
 }
 
+template <class Half>
 void test_emulated_tile() {
+  constexpr bool float16 = std::is_same_v<Half, Float16>;
   Random random(1);
   struct Shape {
     int m, n, k;  // pairs along k
@@ -152,7 +161,10 @@ void test_emulated_tile() {
         TileImage c{s.m, 4 * s.n, {}}, a{s.m, 4 * s.k, {}}, b{s.k, 4 * s.n, {}};
         for (int r = 0; r < 16; ++r) {
           for (int i = 0; i < 32; ++i) {
-            const uint16_t x = random_half(random, values), y = random_half(random, values);
+            const auto half = [&] {  // every other bit pattern of float16 is an ordinary number
+              return random_half(random, float16 ? Values::any : values);
+            };
+            const uint16_t x = half(), y = half();
             std::memcpy(a.bytes[r] + 2 * i, &x, 2);
             std::memcpy(b.bytes[r] + 2 * i, &y, 2);
           }
@@ -173,11 +185,11 @@ void test_emulated_tile() {
         tiles.load<0>(c.bytes, 64);
         tiles.load<1>(a.bytes, 64);
         tiles.load<2>(b.bytes, 64);
-        tiles.multiply_add<0, 1, 2>();
+        tiles.multiply_add<Half, 0, 1, 2>();
         TileImage got{16, 64, {}};
         std::memset(got.bytes, Memory::kPoison, sizeof(got.bytes));
         tiles.store<0>(got.bytes, 64);
-        const std::vector<float> expected = documented_product(c, a, b);
+        const std::vector<float> expected = documented_product(float16, c, a, b);
         bool right = true;
         for (int r = 0; r < 16; ++r) {
           for (int i = 0; i < 16; ++i) {
@@ -302,6 +314,8 @@ struct KindTraits {
 //   medium          x y - hi hi
 //   mixed_float16   lo mid (a float16 has no lo)
 //   mixed_high      lo y
+//   rounded_float16 what a float16 of 11 bits lacks, 2^-11; and of a subnormal one, 2^-25
+//   absolutely
 constexpr double kMid = 0x1p-8 + 0x1p-17, kLo = 0x1p-17, kRest = 0x1p-8;
 constexpr KindTraits kKinds[kPairKinds] = {
     {PairKind::highest, "highest", Storage::float32, Storage::float32, 3, 3, 6,
@@ -318,6 +332,9 @@ constexpr KindTraits kKinds[kPairKinds] = {
      0},
     {PairKind::mixed_high, "float32 x bfloat16, high", Storage::float32, Storage::bfloat16, 2, 1, 2,
      kLo},
+    {PairKind::whole_float16, "whole float16", Storage::float16, Storage::float16, 1, 1, 1, 0},
+    {PairKind::rounded_float16, "float32 rounded to float16", Storage::float32, Storage::float16, 1,
+     1, 1, 0x1p-11},
 };
 
 Index size_of(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
@@ -475,7 +492,8 @@ std::vector<float> run_case(const PairKernels& kernels, const KindTraits& kind,
                            std::to_string(c.cols) + " [" + std::to_string(c.begin) + ", " +
                            std::to_string(c.end) + ") turn " + std::to_string(c.turn);
   const int wanted = kBlockFinite | kBlockSplits;
-  check((task.left_flags & wanted) == wanted && (task.right_flags & wanted) == wanted,
+  const bool rounded = kind.kind == PairKind::rounded_float16;  // may be too small to split
+  check(((task.left_flags & wanted) == wanted || rounded) && (task.right_flags & wanted) == wanted,
         name + ": flags");
   double worst = 0;
   std::vector<float> all;
@@ -489,13 +507,14 @@ std::vector<float> run_case(const PairKernels& kernels, const KindTraits& kind,
         continue;
       }
       const double start = before[static_cast<size_t>(place(i, j))];
-      double sum = 0, size = 0;
+      double sum = 0, size = 0, absolute = 0;
       for (Index k = c.begin; k < c.end && j < c.cols; ++k) {
+        if (rounded && k < c.depth) absolute += 0x1p-25 * std::fabs(right(k, j));
         const double term = k < c.depth ? left(i, k) * right(k, j) : 0;
         sum += term;
         size += std::fabs(term);
       }
-      double bound = (rounding(terms, kind.products) + kind.dropped) * size;
+      double bound = (rounding(terms, kind.products) + kind.dropped) * size + absolute;
       if (c.add) bound += 0x1p-24 * (std::fabs(start) + size + bound);
       const double error = std::fabs(static_cast<double>(got) - (start + sum));
       if (error > 0) worst = std::max(worst, error / bound);
@@ -540,6 +559,7 @@ void test_products() {
     for (const ProductCase& c : cases) {
       std::vector<float> first[2];  // of registers, of tiles
       for (int i = 0; const PairKernels* kernels = pair_kernels(i); ++i) {
+        if (needs_float16(kind.kind) && !kernels->float16) continue;
         const std::vector<float> got = run_case(*kernels, kind, c);
         std::vector<float>& reference = first[kernels->tiles ? 1 : 0];
         if (reference.empty()) reference = got;
@@ -666,6 +686,8 @@ void test_features() {
   check(
       cpu_features().amx_bf16 == (cpu_features().avx512_bf16 && has("amx_tile") && has("amx_bf16")),
       "AMX is found where the system has it");
+  check(cpu_features().amx_fp16 == (cpu_features().amx_bf16 && has("amx_fp16")),
+        "AMX-FP16 is found where the system has it");
   check(!amx_permitted() || cpu_features().amx_bf16, "AMX is not permitted where it is not");
 }
 
@@ -673,7 +695,8 @@ void test_features() {
 
 void test_pairs() {
   test_features();
-  test_emulated_tile();
+  test_emulated_tile<BFloat16>();
+  test_emulated_tile<Float16>();
   test_flushing();
   for (int i = 0; const PairKernels* kernels = pair_kernels(i); ++i) {
     test_multiply_add(*kernels);

@@ -2,7 +2,7 @@
 // documents the instructions (which of several NaN comes out is not documented). It is how layouts,
 // splitting and tails of the tile kernels are tested where there is no AMX.
 #include "kernels/amx/tile_shape.h"
-#include "kernels/bfloat16_product.h"
+#include "kernels/pair_product.h"
 
 class EmulatedTiles {
  public:
@@ -35,12 +35,13 @@ class EmulatedTiles {
     }
   }
 
-  // TDPBF16PS. The products of the even and of the odd places are summed in two accumulators that
-  // start at zero, by fused multiply-adds along the depth; then the two are added, and the sum is
-  // added to c: each step rounded to nearest even, without subnormals (bfloat16_product.h).
-  template <int kC, int kA, int kB>
+  // TDPBF16PS, or TDPFP16PS for Half = Float16. The products of the even and of the odd places are
+  // summed in two accumulators that start at zero, by fused multiply-adds along the depth; then the
+  // two are added, and the sum is added to c: each step rounded to nearest even, without subnormals
+  // (pair_product.h). Subnormal numbers of float16 are none of float32 and count.
+  template <class Half, int kC, int kA, int kB>
   void multiply_add() {
-    product(tiles_[kC], tiles_[kA], tiles_[kB]);
+    product<Half>(tiles_[kC], tiles_[kA], tiles_[kB]);
   }
 
  private:
@@ -53,13 +54,14 @@ class EmulatedTiles {
 
   static void clear(Register& t) { __builtin_memset(t.rows, 0, sizeof(t.rows)); }
 
+  template <class Half>
   static void product(Register& c, const Register& a, const Register& b) {
     const int depth = a.shape.row_bytes / 4;  // in pairs; b has as many rows
     float b_even[kTileRows][kCols], b_odd[kTileRows][kCols];
-    for (int k = 0; k < depth; ++k) split_pairs(b.rows[k], b_even[k], b_odd[k]);
+    for (int k = 0; k < depth; ++k) split_pairs<Half>(b.rows[k], b_even[k], b_odd[k]);
     for (int m = 0; m < c.shape.rows; ++m) {
       float a_even[kCols], a_odd[kCols], sum[kCols], even[kCols] = {}, odd[kCols] = {};
-      split_pairs(a.rows[m], a_even, a_odd);
+      split_pairs<Half>(a.rows[m], a_even, a_odd);
       for (int k = 0; k < depth; ++k) {
         for (int n = 0; n < kCols; ++n) {
           even[n] = multiply_add_flushing(a_even[k], b_even[k][n], even[n]);
@@ -79,12 +81,14 @@ class EmulatedTiles {
     return round_flushing(static_cast<double>(a) + static_cast<double>(b));
   }
 
+  template <class Half>
   static void split_pairs(const unsigned char* row, float (&even)[kCols], float (&odd)[kCols]) {
-    uint32_t pairs[kCols];
-    __builtin_memcpy(pairs, row, sizeof(pairs));
+    Half halves[2 * kCols];
+    static_assert(sizeof(halves) == kTileBytes);
+    __builtin_memcpy(halves, row, sizeof(halves));
     for (int n = 0; n < kCols; ++n) {
-      even[n] = without_subnormal(float_from_bits(pairs[n] << 16));
-      odd[n] = without_subnormal(float_from_bits(pairs[n] & 0xffff0000u));
+      even[n] = without_subnormal(to_float(halves[2 * n]));
+      odd[n] = without_subnormal(to_float(halves[2 * n + 1]));
     }
   }
 

@@ -45,9 +45,23 @@ class HardwareTiles {
                      : "i"(kTile), "r"(p), "r"(stride)
                      : "memory");
   }
-  // c (m, n) float32 += a (m, k) times b (k, n), pairs of bfloat16.
-  template <int kC, int kA, int kB>
+  // c (m, n) float32 += a (m, k) times b (k, n), pairs of Half.
+  template <class Half, int kC, int kA, int kB>
   CATTN_INLINE void multiply_add() {
+    multiply_add<kC, kA, kB>(Half{});
+  }
+
+ private:
+  template <int kC, int kA, int kB>
+  CATTN_INLINE static void multiply_add(BFloat16) {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
+  }
+  // tdpfp16ps, which many assemblers do not know yet: VEX.128.F2.0F38.W0 5C, with c in the
+  // register field, a in r/m and b, inverted, in vvvv.
+  template <int kC, int kA, int kB>
+  CATTN_INLINE static void multiply_add(Float16) {
+    __asm__ volatile(".byte 0xc4, 0xe2, %c0, 0x5c, %c1"
+                     :
+                     : "i"((~kB & 15) << 3 | 3), "i"(0xc0 | kC << 3 | kA));
   }
 };

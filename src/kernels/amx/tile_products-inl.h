@@ -9,6 +9,7 @@
 template <class T>
 class TileProducts {
  public:
+  static constexpr bool multiplies_float16 = true;  // if the CPU has AMX-FP16
   static constexpr Index tallest = 2 * kTileRows, row_padding = kTileRows;
 
   TileProducts() : tiles_(kWhole) {}
@@ -93,13 +94,13 @@ class TileProducts {
       load_right.template operator()<2>(first, kVector);
       if (two_steps) load_right.template operator()<3>(second, kVector);
       tiles_.template zero<0>();
-      tiles_.template multiply_add<0, 4, 2>();
-      if (two_steps) tiles_.template multiply_add<0, 5, 3>();
+      multiply_add<P, 0, 4, 2>();
+      if (two_steps) multiply_add<P, 0, 5, 3>();
       store<0>(sums, 0, kVector);
       if constexpr (two_rows) {
         tiles_.template zero<1>();
-        tiles_.template multiply_add<1, 6, 2>();
-        if (two_steps) tiles_.template multiply_add<1, 7, 3>();
+        multiply_add<P, 1, 6, 2>();
+        if (two_steps) multiply_add<P, 1, 7, 3>();
         store<1>(sums, kTileRows, kVector);
       }
     };
@@ -123,24 +124,29 @@ class TileProducts {
         const bool last = product + 1 == P::list.count && d + kPairDepth >= depth.end;
         load_left.template operator()<4>(at, 0);
         load_right.template operator()<6>(at, 0);
-        tiles_.template multiply_add<0, 4, 6>();
+        multiply_add<P, 0, 4, 6>();
         if (last) store<0>(sums, 0, 0);
         if constexpr (two_cols) {
           load_right.template operator()<7>(at, 1);
-          tiles_.template multiply_add<1, 4, 7>();
+          multiply_add<P, 1, 4, 7>();
           if (last) store<1>(sums, 0, 1);
         }
         if constexpr (two_rows) {
           load_left.template operator()<5>(at, kTileRows);
-          tiles_.template multiply_add<2, 5, 6>();
+          multiply_add<P, 2, 5, 6>();
           if (last) store<2>(sums, kTileRows, 0);
         }
         if constexpr (two_rows && two_cols) {
-          tiles_.template multiply_add<3, 5, 7>();
+          multiply_add<P, 3, 5, 7>();
           if (last) store<3>(sums, kTileRows, 1);
         }
       }
     }
+  }
+
+  template <class P, int kC, int kA, int kB>
+  CATTN_INLINE void multiply_add() {
+    tiles_.template multiply_add<typename P::Format::Half, kC, kA, kB>();
   }
 
   // 16 rows of a left panel, with zeros outside of [begin, end).

@@ -2,6 +2,7 @@
 // anonymous namespace. See vec/pairs.h for what each operation means: the instructions do exactly
 // that, and none of them consults or changes the floating-point state.
 struct Pairs {
+  using Half = BFloat16;
   using V = __m512;
   using W = __m512i;
   static constexpr int width = 16;
@@ -57,4 +58,25 @@ struct Pairs {
   }
   CATTN_INLINE static uint32_t largest_lane(W a) { return _mm512_reduce_max_epu32(a); }
   CATTN_INLINE static uint32_t smallest_lane(W a) { return _mm512_reduce_min_epu32(a); }
+};
+
+// Of float16, for AMX-FP16. The conversions are those of AVX-512: they keep subnormal float16
+// whatever the floating-point state says.
+struct Float16Pairs : Pairs {
+  using Half = Float16;
+
+  CATTN_INLINE static W round(V lower, V upper) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(narrow(lower)),
+                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(upper)), 16));
+  }
+  CATTN_INLINE static W round_row(V first, V second) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(first)), narrow(second), 1);
+  }
+  CATTN_INLINE static V lower(W a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
+  CATTN_INLINE static V upper(W a) { return lower(_mm512_srli_epi32(a, 16)); }
+
+ private:
+  CATTN_INLINE static __m256i narrow(V x) {
+    return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
 };

@@ -6,6 +6,7 @@
 //
 // It is for tests, not for speed: what is long is a function, not inlined into every loop.
 struct PlainPairs {
+  using Half = BFloat16;
   using V = Vec<float>::V;
   typedef uint32_t W __attribute__((vector_size(64)));  // 16 pairs
   static constexpr int width = 16;
@@ -67,7 +68,7 @@ struct PlainPairs {
   }
 
   // acc + a.upper * b.upper, rounded, + a.lower * b.lower, rounded: two fused multiply-adds of
-  // bfloat16_product.h, the upper halves first.
+  // pair_product.h, the upper halves first.
   [[gnu::noinline]] static V multiply_add(V acc, W a, W b) {
     const V al = lower(a), au = upper(a), bl = lower(b), bu = upper(b);
     for (int i = 0; i < width; ++i) {
@@ -91,4 +92,31 @@ struct PlainPairs {
     return x;
   }
   CATTN_INLINE static uint32_t smallest_lane(W a) { return ~largest_lane(~a); }
+};
+
+// The same of float16, whose subnormal numbers count. What does not fit becomes infinite.
+struct PlainFloat16Pairs : PlainPairs {
+  using Half = Float16;
+
+  [[gnu::noinline]] static W round(V lower, V upper) {
+    W a;
+    for (int i = 0; i < width; ++i) {
+      Float16 low, high;
+      from_float(lower[i], low);
+      from_float(upper[i], high);
+      a[i] = static_cast<uint32_t>(high.bits) << 16 | low.bits;
+    }
+    return a;
+  }
+  [[gnu::noinline]] static V lower(W a) {
+    V x;
+    for (int i = 0; i < width; ++i) x[i] = to_float(Float16{static_cast<uint16_t>(a[i])});
+    return x;
+  }
+  CATTN_INLINE static V upper(W a) { return lower(a >> 16); }
+  [[gnu::noinline]] static W round_row(V first, V second) {
+    V even, odd;
+    part_even_odd(first, second, even, odd);
+    return round(even, odd);
+  }
 };
