@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("isa")
 CASES = [
     Case(300, 500, 32, 16, hq=1, hkv=1),  # one head: threads share its queries and keys
     Case(300, 500, 32, 16, hq=1, hkv=1, causal=True),
+    Case(300, 500, 32, 16, mask=(300, 500), spread=8.0),
     Case(200, 1100, 16, 8, hq=2, hkv=1),  # key blocks take turns at dq
     Case(130, 260, 16, 24, hq=6, hkv=2, batch=(2,), causal=True, mask=(130, 260)),
     Case(130, 260, 16, 24, hq=4, hkv=4, batch=(3,), bias=(130, 260)),

@@ -3,6 +3,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bindings/dlpack.h"
@@ -220,12 +221,20 @@ void copy(const py::object& from, const py::object& to) {
   if (failed) throw py::error_already_set();
 }
 
-bool may_overlap(const py::object& a, const py::object& b) {
-  const py::module_ numpy = py::module_::import("numpy");
-  PyObject* const answer = returning_to_python(
-      [&] { return PyObject_CallMethod(numpy.ptr(), "may_share_memory", "OO", a.ptr(), b.ptr()); });
-  if (!answer) throw py::error_already_set();
-  return py::reinterpret_steal<py::bool_>(answer);
+bool may_overlap(const Argument& a, const Argument& b) {
+  const auto bytes = [](const Argument& argument) {  // from the first to past the last, in memory
+    const auto array = py::reinterpret_borrow<py::array>(argument.array);
+    auto begin = reinterpret_cast<intptr_t>(array.data());
+    auto end = begin + array.itemsize();
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+      const py::ssize_t span = (array.shape(i) - 1) * array.strides(i);
+      (span < 0 ? begin : end) += span;
+    }
+    return std::pair(begin, array.size() == 0 ? begin : end);
+  };
+  const auto [a_begin, a_end] = bytes(a);
+  const auto [b_begin, b_end] = bytes(b);
+  return a_begin < b_end && b_begin < a_end;
 }
 
 void raise_on_error(cattn_status status) {

@@ -38,7 +38,7 @@ Argument given_output(const char* name, const py::object& object, const cattn_ar
 void copy(const py::object& from, const py::object& to);
 
 // Whether the memory of two arrays may overlap.
-bool may_overlap(const py::object& a, const py::object& b);
+bool may_overlap(const Argument& a, const Argument& b);
 
 // Raises the Python exception of a status other than CATTN_OK.
 void raise_on_error(cattn_status status);

@@ -35,7 +35,7 @@ py::tuple attention(const py::object& q, const py::object& k, const py::object& 
     for (const Argument* a : {&inputs.q, &inputs.k, &inputs.v, &inputs.mask, &inputs.bias,
                               &inputs.causal_offset, &inputs.alibi_slopes, &inputs.sinks,
                               &inputs.kv_lengths, &inputs.cu_seqlens_q, &inputs.cu_seqlens_k}) {
-      if (*a && may_overlap(result.array, a->array)) {
+      if (*a && may_overlap(result, *a)) {
         target = new_output(out_shape);
         break;
       }

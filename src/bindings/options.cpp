@@ -1,5 +1,7 @@
 #include "bindings/options.h"
 
+#include <array>
+#include <iterator>
 #include <string>
 #include <string_view>
 
@@ -33,7 +35,6 @@ int64_t parse_side(const py::handle& side) {
 }
 
 void parse_window(const py::object& window, cattn_attention& problem) {
-  if (window.is_none()) return;
   if (!py::isinstance<py::tuple>(window) && !py::isinstance<py::list>(window)) {
     wrong_type("window", window, "(left, right)");
   }
@@ -56,7 +57,90 @@ cattn_precision parse_precision(const py::object& word) {
                         ", expected 'highest', 'high' or 'medium'");
 }
 
+// What the value of an option does to the inputs.
+struct Option {
+  const char* name;
+  bool may_be_none;  // which is as good as not given
+  void (*read)(Inputs& to, const py::object& value);
+};
+constexpr Option kOptions[] = {
+    {"mask", true,
+     [](Inputs& to, const py::object& value) { to.mask = input("mask", value, Kind::boolean); }},
+    {"bias", true,
+     [](Inputs& to, const py::object& value) { to.bias = input("bias", value, Kind::floating); }},
+    {"causal", false,
+     [](Inputs& to, const py::object& value) {
+       if (parse_bool("causal", value)) to.problem.flags |= CATTN_CAUSAL;
+     }},
+    {"causal_offset", true,
+     [](Inputs& to, const py::object& value) {
+       to.causal_offset = input("causal_offset", value, Kind::integer);
+     }},
+    {"window", true, [](Inputs& to, const py::object& value) { parse_window(value, to.problem); }},
+    {"scale", true,
+     [](Inputs& to, const py::object& value) {
+       to.problem.flags |= CATTN_HAS_SCALE;
+       to.problem.scale = parse_number("scale", value);
+     }},
+    {"softcap", true,
+     [](Inputs& to, const py::object& value) {
+       to.problem.flags |= CATTN_HAS_SOFTCAP;
+       to.problem.softcap = parse_number("softcap", value);
+     }},
+    {"alibi_slopes", true,
+     [](Inputs& to, const py::object& value) {
+       to.alibi_slopes = input("alibi_slopes", value, Kind::floating);
+     }},
+    {"sinks", true,
+     [](Inputs& to, const py::object& value) { to.sinks = input("sinks", value, Kind::floating); }},
+    {"kv_lengths", true,
+     [](Inputs& to, const py::object& value) {
+       to.kv_lengths = input("kv_lengths", value, Kind::integer);
+     }},
+    {"dropout", false,
+     [](Inputs& to, const py::object& value) {
+       to.problem.dropout = parse_number("dropout", value);
+     }},
+    {"seed", true, [](Inputs& to, const py::object& value) { to.seed = value; }},
+    {"precision", false,
+     [](Inputs& to, const py::object& value) { to.problem.precision = parse_precision(value); }},
+    {"num_threads", true,
+     [](Inputs& to, const py::object& value) {
+       to.problem.num_threads = parse_num_threads(value);
+     }},
+    {"layout", false,  // last: packed sequences have none
+     [](Inputs& to, const py::object& value) { to.problem.flags |= parse_layout(value); }},
+};
+
+// The option of that name. Names in a program are interned, so that mostly pointers are compared:
+// in a small call it counts.
+const Option& find(const py::handle& name, bool packed) {
+  constexpr size_t count = std::size(kOptions);
+  static const std::array<PyObject*, count> names = [] {
+    std::array<PyObject*, count> interned{};
+    for (size_t i = 0; i < count; ++i) interned[i] = PyUnicode_InternFromString(kOptions[i].name);
+    return interned;
+  }();
+  const size_t known = packed ? count - 1 : count;
+  for (size_t i = 0; i < known; ++i) {
+    if (name.ptr() == names[i]) return kOptions[i];
+  }
+  const auto text = name.cast<std::string>();
+  for (size_t i = 0; i < known; ++i) {
+    if (text == kOptions[i].name) return kOptions[i];
+  }
+  throw py::type_error("unknown option '" + text + "'");
+}
+
 }  // namespace
+
+void Inputs::read(const py::dict& options, bool packed) {
+  for (const auto& [key, item] : options) {
+    const Option& option = find(key, packed);
+    if (item.is_none() && option.may_be_none) continue;
+    option.read(*this, py::reinterpret_borrow<py::object>(item));
+  }
+}
 
 Argument required(const char* name, const py::object& object) {
   Argument argument = input(name, object, Kind::rows);
@@ -112,63 +196,22 @@ Inputs::Inputs(const py::object& q_object, const py::object& k_object, const py:
     cu_seqlens_q = starts("cu_seqlens_q", pair[0]);
     cu_seqlens_k = starts("cu_seqlens_k", pair[1]);
   }
-  py::object seed = py::none();
-  for (const auto& [key, item] : options) {
-    const auto value = py::reinterpret_borrow<py::object>(item);
-    Py_ssize_t length = 0;
-    const char* const text = PyUnicode_AsUTF8AndSize(key.ptr(), &length);
-    if (!text) throw py::error_already_set();
-    const std::string_view name(text, static_cast<size_t>(length));
-    if (name == "layout" && cu_seqlens.is_none()) {
-      problem.flags |= parse_layout(value);
-    } else if (name == "precision") {
-      problem.precision = parse_precision(value);
-    } else if (name == "causal") {
-      if (parse_bool("causal", value)) problem.flags |= CATTN_CAUSAL;
-    } else if (name == "dropout") {
-      problem.dropout = parse_number("dropout", value);
-    } else if (name == "seed") {
-      seed = value;
-    } else if (name == "num_threads") {
-      problem.num_threads = parse_num_threads(value);
-    } else if (name == "window") {
-      parse_window(value, problem);
-    } else if (name == "scale") {
-      if (value.is_none()) continue;
-      problem.flags |= CATTN_HAS_SCALE;
-      problem.scale = parse_number("scale", value);
-    } else if (name == "softcap") {
-      if (value.is_none()) continue;
-      problem.flags |= CATTN_HAS_SOFTCAP;
-      problem.softcap = parse_number("softcap", value);
-    } else if (name == "mask") {
-      mask = input("mask", value, Kind::boolean);
-    } else if (name == "bias") {
-      bias = input("bias", value, Kind::floating);
-    } else if (name == "causal_offset") {
-      causal_offset = input("causal_offset", value, Kind::integer);
-    } else if (name == "alibi_slopes") {
-      alibi_slopes = input("alibi_slopes", value, Kind::floating);
-    } else if (name == "sinks") {
-      sinks = input("sinks", value, Kind::floating);
-    } else if (name == "kv_lengths") {
-      kv_lengths = input("kv_lengths", value, Kind::integer);
-    } else {
-      throw py::type_error("unknown option '" + std::string(name) + "'");
-    }
-  }
-  if (problem.dropout > 0 || !seed.is_none()) problem.seed = parse_seed(seed);
-  problem.q = q.description;
-  problem.k = k.description;
-  problem.v = v.description;
-  problem.mask = mask.description;
-  problem.bias = bias.description;
-  problem.causal_offset = causal_offset.description;
-  problem.alibi_slopes = alibi_slopes.description;
-  problem.sinks = sinks.description;
-  problem.kv_lengths = kv_lengths.description;
-  problem.cu_seqlens_q = cu_seqlens_q.description;
-  problem.cu_seqlens_k = cu_seqlens_k.description;
+  read(options, !cu_seqlens.is_none());
+  if (problem.dropout > 0 || seed) problem.seed = parse_seed(seed ? seed : py::none());
+  const auto put = [](cattn_array& to, const Argument& argument) {
+    if (argument) to = argument.description;
+  };
+  put(problem.q, q);
+  put(problem.k, k);
+  put(problem.v, v);
+  put(problem.mask, mask);
+  put(problem.bias, bias);
+  put(problem.causal_offset, causal_offset);
+  put(problem.alibi_slopes, alibi_slopes);
+  put(problem.sinks, sinks);
+  put(problem.kv_lengths, kv_lengths);
+  put(problem.cu_seqlens_q, cu_seqlens_q);
+  put(problem.cu_seqlens_k, cu_seqlens_k);
 }
 
 }  // namespace cattn::python

@@ -11,7 +11,11 @@ struct Inputs {
 
   Argument q, k, v, mask, bias, causal_offset, alibi_slopes, sinks, kv_lengths, cu_seqlens_q,
       cu_seqlens_k;
+  py::object seed;  // null if not given
   cattn_attention problem;
+
+ private:
+  void read(const py::dict& options, bool packed);
 };
 
 // An argument of rows, which must not be None.

@@ -37,7 +37,10 @@ class Forward {
       : p_(problem),
         k_(kernels),
         tangents_(tangents),
-        tiling_(kernels.forward_tiling),
+        threads_(threads_for(problem, estimated_scores(problem) * 2 *
+                                          static_cast<double>(p_.head_dim + p_.value_dim))),
+        tiling_{queries_per_item(problem, kernels.forward_tiling.query_block, threads_),
+                kernels.forward_tiling.key_block},
         key_bytes_(k_.packed_bytes(Operand::key, tiling_, p_.head_dim)),
         value_bytes_(k_.packed_bytes(Operand::value, tiling_, p_.value_dim)) {
     entries_.reserve(static_cast<size_t>(p_.batch));
@@ -53,8 +56,7 @@ class Forward {
   }
 
   void run() {
-    const double flops = 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
-    const int32_t threads = threads_for(p_, flops);
+    const int32_t threads = threads_;
     const bool shared = choose_packing(p_, threads) == Packing::shared;
     lay_out(shared ? packed_blocks_ : threads * most_blocks_, threads);
     const Workspace workspace(layout_.bytes());
@@ -189,7 +191,8 @@ class Forward {
   const Problem& p_;
   const KernelSet& k_;
   const bool tangents_;
-  const Tiling tiling_;
+  const int32_t threads_;
+  const Tiling tiling_;  // query_block: queries of an item
   const Index key_bytes_, value_bytes_;
   std::vector<Entry> entries_;
   Index packed_blocks_ = 0, items_ = 0;
