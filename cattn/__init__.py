@@ -8,6 +8,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import cattn._installed  # noqa: F401  (before all that needs the core)
 from cattn._attention import attention, attention_backward, merge_attention
 from cattn._config import (
     __version__,

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_import_and_run_outside_of_the_source_tree(tmp_path):
     inside = SOURCE / "cattn"
     assert inside not in Path(package).resolve().parents
     assert inside not in Path(core).resolve().parents
+
+
+def test_sources_in_place_of_the_package_say_so(tmp_path):
+    shutil.copytree(SOURCE / "cattn", tmp_path / "cattn", ignore=shutil.ignore_patterns("*.so"))
+    process = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cattn")
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {tmp_path / 'cattn'} holds the sources of cattn")
+    assert "pip install ." in last
 
 
 def test_the_installed_package_is_typed():

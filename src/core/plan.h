@@ -1,7 +1,7 @@
 // How a problem is cut into blocks and shared out.
 //
-// What is computed for a row depends only on the key blocks, which depend only on the shape: threads
-// and modes decide who computes, never what, so results are the same to the last bit.
+// What is computed for a row depends only on the key blocks, which depend only on the shape:
+// threads and modes decide who computes, never what, so results are the same to the last bit.
 #pragma once
 #include <algorithm>
 #include <vector>
