@@ -55,6 +55,23 @@ def test_any_number_of_threads_in_half_types_and_forward_mode(any_dtype, case):
         assert_same(all_of_it(threads), one)
 
 
+@pytest.mark.parametrize("odd", [1e-20, 1e3, np.inf, np.nan])
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_any_number_of_threads_beside_an_odd_query(any_dtype, precision, odd):
+    """One head, whose queries are shared out; an odd row takes its whole block another way."""
+    q, k, v = normal(1, 256, 64, dtype=any_dtype, count=3)
+    q[:, 100, 3] = odd
+    options = {"precision": precision, "return_lse": True}
+    one = cattn.attention(q, k, v, **options, num_threads=1)
+    for threads in (2, 5):
+        assert_same(cattn.attention(q, k, v, **options, num_threads=threads), one)
+    # Nor does the rest of the batch matter.
+    batch = [np.concatenate([a, normal(7, 256, 64, dtype=any_dtype)])[:, None] for a in (q, k, v)]
+    together = cattn.attention(*batch, **options)
+    assert_same(together.out[0], one.out)
+    assert_same(together.lse[0], one.lse)
+
+
 def test_any_number_of_threads_for_packed_sequences(any_dtype):
     starts = np.array([0, 3, 3, 200, 330, 1000])
     q, dout = normal(1000, 4, 16, dtype=any_dtype, count=2)

@@ -150,6 +150,18 @@ def test_small_numbers_are_not_flushed(half):
     assert_same(dv, np.full((1, 3, 8), 6, np.uint16).view(half))
 
 
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_scores_of_any_size(half, scale):
+    """One key has all the weight, however far its score is from the numbers that float32 holds."""
+    sizes = np.geomspace(1, 6e4, 300)[:, None, None]
+    q = np.broadcast_to(sizes, (300, 1, 64)).astype(half)
+    v = normal(300, 1, 8, dtype=half)
+    out, lse, _ = cattn.attention(q, q, v, scale=scale, return_lse=True)
+    assert_same(out, v)
+    exact = reference.attention(q, q, v, scale=scale, return_lse=True).lse
+    np.testing.assert_allclose(lse, exact, rtol=1e-5)
+
+
 def test_wide_range(half):
     """Rows of all sizes that the half type has, side by side, in one block: none costs another."""
     q, k = normal(1, 60, 16, dtype=half, count=2)

@@ -75,6 +75,20 @@ def test_the_highest_is_the_default(any_dtype):
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("precision", WORDS)
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_scores_of_any_size(precision, scale):
+    """One key has all the weight, however far its score is from the numbers that float32 holds."""
+    q = np.broadcast_to(np.geomspace(1, 1e9, 300)[:, None, None], (300, 1, 64)).astype(SINGLE)
+    v = normal(300, 1, 8)
+    options = {"scale": scale, "precision": precision, "return_lse": True}
+    out, lse, _ = cattn.attention(q, q, v, **options)
+    np.testing.assert_allclose(out, v, rtol=2.0**-8 if precision == "medium" else 2.0**-15)
+    exact = reference.attention(q, q, v, scale=scale, return_lse=True).lse
+    np.testing.assert_allclose(lse, exact, rtol=2.0**-6)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("precision", WORDS)
 @pytest.mark.parametrize("other", ["float64", "float16", "bfloat16"])
 def test_other_dtypes_ignore_it(other, precision):
     dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if other == "bfloat16" else other)

@@ -33,7 +33,7 @@ extern const KernelTable table;
 
 namespace {
 
-// `base` with the kernels on pairs of bfloat16 in their places.
+// `base` with the kernels on pairs of half numbers in their places.
 [[maybe_unused]] KernelTable with_pairs(const char* name, const KernelTable& base,
                                         const PairKernels& pairs) {
   KernelTable table = base;

@@ -37,9 +37,7 @@ class Forward {
       : p_(problem),
         k_(kernels),
         tangents_(tangents),
-        threads_(threads_for(problem, estimated_scores(problem) * 2 *
-                                          static_cast<double>(p_.head_dim + p_.value_dim))),
-        tiling_{queries_per_item(problem, kernels.forward_tiling.query_block, threads_),
+        tiling_{query_block_of(p_, kernels.forward_tiling.query_block),
                 kernels.forward_tiling.key_block},
         key_bytes_(k_.packed_bytes(Operand::key, tiling_, p_.head_dim)),
         value_bytes_(k_.packed_bytes(Operand::value, tiling_, p_.value_dim)) {
@@ -56,7 +54,8 @@ class Forward {
   }
 
   void run() {
-    const int32_t threads = threads_;
+    const double flops = 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
+    const int32_t threads = threads_for(p_, flops);
     const bool shared = choose_packing(p_, threads) == Packing::shared;
     lay_out(shared ? packed_blocks_ : threads * most_blocks_, threads);
     const Workspace workspace(layout_.bytes());
@@ -191,8 +190,7 @@ class Forward {
   const Problem& p_;
   const KernelSet& k_;
   const bool tangents_;
-  const int32_t threads_;
-  const Tiling tiling_;  // query_block: queries of an item
+  const Tiling tiling_;
   const Index key_bytes_, value_bytes_;
   std::vector<Entry> entries_;
   Index packed_blocks_ = 0, items_ = 0;

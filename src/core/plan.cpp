@@ -4,6 +4,12 @@
 #include "kernels/band.h"
 
 namespace cattn {
+namespace {
+
+// Waking a team costs some microseconds, in which one core does about this much.
+constexpr double kFlopsPerThread = 1.5e6;
+
+}  // namespace
 
 BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index key_block) {
   if (queries == 0) return {};
@@ -31,20 +37,20 @@ double estimated_scores(const Problem& problem) {
 }
 
 int32_t threads_for(const Problem& problem, double flops) {
-  // Waking a team costs some microseconds, in which one core does about this much.
-  constexpr double kFlopsPerThread = 1.5e6;
   const int32_t most = problem.num_threads > 0 ? problem.num_threads : default_num_threads();
   const double worth = flops / kFlopsPerThread;
   return worth >= most ? most : std::max<int32_t>(1, static_cast<int32_t>(worth));
 }
 
-Index queries_per_item(const Problem& problem, Index query_block, int32_t threads) {
-  constexpr Index fewest = 32;  // what reading the keys once more is worth
-  const Index heads = problem.batch * problem.heads_q;
-  const Index items_per_head = ceil_div(Index{2} * threads, std::max<Index>(heads, 1));
-  if (threads == 1 || ceil_div(problem.queries, query_block) >= items_per_head) return query_block;
-  const Index queries = ceil_div(ceil_div(problem.queries, items_per_head), fewest) * fewest;
-  return std::min(queries, query_block);
+Index query_block_of(const Problem& problem, Index query_block) {
+  constexpr Index wanted = 4, fewest_queries = 32;
+  const double flops = 2 * static_cast<double>(problem.heads_q * problem.queries) *
+                       static_cast<double>(problem.keys) *
+                       static_cast<double>(problem.head_dim + problem.value_dim);
+  if (problem.packed || flops < 2 * kFlopsPerThread) return query_block;
+  const Index per_head = ceil_div(wanted, problem.heads_q);
+  const Index queries = ceil_div(ceil_div(problem.queries, per_head), fewest_queries);
+  return std::min(query_block, queries * fewest_queries);
 }
 
 Packing choose_packing(const Problem& problem, int32_t threads) {

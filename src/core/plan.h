@@ -1,7 +1,7 @@
 // How a problem is cut into blocks and shared out.
 //
-// What is computed for a row depends only on the key blocks, which depend only on the shape:
-// threads and modes decide who computes, never what, so results are the same to the last bit.
+// What is computed for a row depends only on the blocks, which depend only on the shape: threads
+// and modes decide who computes, never what, so results are the same to the last bit.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -22,9 +22,10 @@ double estimated_scores(const Problem& problem);
 // Threads worth waking for `flops` of work.
 int32_t threads_for(const Problem& problem, double flops);
 
-// Queries that one item of the forward takes: a block of the kernels, or less where there would not
-// be two items for every thread. A row does not depend on the others of its item.
-Index queries_per_item(const Problem& problem, Index query_block, int32_t threads);
+// The query block of the forward: that of the kernels, or less where a batch entry would have few
+// to share out. Whether numbers split into parts is decided for all queries of a block, so that it
+// must depend neither on the threads nor on the other entries.
+Index query_block_of(const Problem& problem, Index query_block);
 
 // Packed operands either live in memory for all (batch, kv head) pairs, so that every thread can
 // work on every pair (few pairs, long sequences), or one pair at a time in its thread's own memory,

@@ -11,9 +11,9 @@
 // the products are in registers. References being integers, results do not depend on which it was:
 // only the exponents of p, o and the sums do.
 //
-// Where p is rounded to bfloat16 for its product with v, the reference is the maximum itself and
-// moves with it: the largest weight of a row is then 1 and loses nothing, and where few keys
-// matter that is most of the error.
+// Where p is rounded to a half type for its product with v, the reference is the maximum itself, in
+// units of the scores, and moves with it: the largest weight of a row is then a power of 2 and
+// loses nothing, and where few keys matter that is most of the error.
 constexpr int kReach = 40;
 
 template <class T>
@@ -77,16 +77,20 @@ CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T* sum, Probabi
   if (sum) X::store(sum, total);
 }
 
-// p = 2^(factor s - reference) for scores of a row. kExact: the reference is no integer.
-template <class T, bool kExact>
+// The probabilities of a row's scores relative to its reference: 2^(factor s - reference), or with
+// a maximum as the reference 2^(factor (s - reference)), times what rounded weights are kept with.
+// The difference comes first: however large the scores, that of the maximum is exactly 0.
+template <class M, class T = typename M::T>
 struct Probability {
   using X = Vec<T>;
   typename X::V factor, reference;
 
   CATTN_INLINE typename X::V operator()(typename X::V score) const {
-    const auto exponent = X::mul(score, factor);
-    if constexpr (kExact) return exp2<T>(X::sub(exponent, reference));
-    return exp2_above<T>(exponent, reference);
+    if constexpr (M::rounds_weights) {
+      return exp2<T, M::weight_exponent>(X::mul(X::sub(score, reference), factor));
+    } else {
+      return exp2_above<T>(X::mul(score, factor), reference);
+    }
   }
 };
 
@@ -130,15 +134,16 @@ CATTN_INLINE typename Vec<T>::V row_maximum(const T* s, Index begin, Index end) 
   return m;
 }
 
-// Moves the reference of a row to `maximum`, rescaling what the row has summed so far.
+// Moves the reference of a row, rescaling what the row has summed so far. `unit` is what brings
+// differences of references to exponents.
 template <class T>
-CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T maximum,
+CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T reference, T unit,
                                  Index value_dim) {
   using X = Vec<T>;
   const T old = scratch.reference[r];
-  scratch.reference[r] = maximum;
+  scratch.reference[r] = reference;
   if (old == -T(__builtin_inff())) return;  // nothing summed yet
-  const auto factor = exp2<T>(X::set1(old - maximum));
+  const auto factor = exp2<T>(X::set1((old - reference) * unit));
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
   const auto rescale_sum = [&](T* sums) {
     T* const sum = sums + r * X::width;
@@ -162,10 +167,8 @@ template <class M, class T>
 CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, T factor,
                                   Index value_dim) {
   using X = Vec<T>;
-  // A maximum has the weight 2^weight_exponent if it is exact; otherwise sums grow by 2^8 at most
-  // before a row moves.
   constexpr bool exact = M::rounds_weights;
-  constexpr T slack = exact ? M::weight_exponent : 8;
+  constexpr T slack = exact ? 0 : 8;  // sums grow by 2^8 at most before a row moves
   for (Index r = 0; r < rows; r += X::width) {
     typename X::V tile[X::width];
     CATTN_UNROLL
@@ -174,14 +177,14 @@ CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, 
     auto m = tile[0];
     CATTN_UNROLL
     for (int i = 1; i < X::width; ++i) m = X::max(tile[i], m);
-    const auto exponent = X::mul(m, X::set1(factor));
+    const auto exponent = exact ? m : X::mul(m, X::set1(factor));
     const auto limit = X::add(X::load(scratch.reference + r), X::set1(slack));
     if (!X::any(X::greater(exponent, limit))) continue;
-    T exponents[X::width];
-    X::store(exponents, exact ? exponent : X::nearest(exponent));
+    T references[X::width];
+    X::store(references, exact ? m : X::nearest(exponent));
     for (Index i = 0; i < smaller(X::width, rows - r); ++i) {
-      if (exponents[i] > scratch.reference[r + i] + slack) {
-        move_reference(scratch, r + i, exponents[i] - (exact ? slack : 0), value_dim);
+      if (references[i] > scratch.reference[r + i] + slack) {
+        move_reference(scratch, r + i, references[i], exact ? factor : T(1), value_dim);
       }
     }
   }
@@ -233,7 +236,7 @@ void exponentiate_empty_row(T* s, Index begin, Index end, T* sum) {
 }
 
 // Adds the rounded probabilities of a row to its sum of weights. What stands in [begin, end) is
-// summed in whole panels, as StoreBoundedProbabilities does.
+// summed in whole panels, as exponentiate_panels does.
 template <class M, class T>
 CATTN_INLINE void sum_rounded_row(const T* p, Index begin, Index end, T* weight_sum) {
   using X = Vec<T>;
@@ -287,7 +290,7 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
     T* const weight_sum = scratch.weight_sum + row * X::width;
     const T reference = scratch.reference[row];
     const bool empty = reference == -T(__builtin_inff());
-    const Probability<T, M::rounds_weights> probability{X::set1(factor), X::set1(reference)};
+    const Probability<M> probability{X::set1(factor), X::set1(reference)};
     if (empty) exponentiate_empty_row<T, kMark>(s, begin, end, sum);
     if constexpr (kKeep) {
       const auto keep = [&](Index c, auto& p) { matrices->keeper(row, c)(0, p); };
@@ -368,7 +371,7 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   const T sink = static_cast<T>(t.sink * kLog2e);
   const T sink_exponent = static_cast<T>(__builtin_ceil(static_cast<double>(sink)));
   for (Index r = 0; r < rows; ++r) {
-    // The sums in units of 2^top, whose digits no reference changes.
+    // The sums in units of 2^top, whose digits no integral reference changes.
     const Binary s(static_cast<double>(sums[r])), w(static_cast<double>(weight_sums[r]));
     const T exponent = reference[r] + static_cast<T>(s.exponent);
     const T top = sums[r] != T(0) && exponent > sink_exponent ? exponent : sink_exponent;
@@ -637,6 +640,10 @@ template <class M, class T = typename M::T>
       matrices.accumulate(block, scratch.score, value, flags, scratch.out);
     }
   });
+  if constexpr (M::rounds_weights) {  // maxima become exponents, as the others are
+    for (Index r = 0; r < t.rows; ++r)
+      scratch.reference[r] = scratch.reference[r] * factor - T(M::weight_exponent);
+  }
 }
 
 template <class M, class S>

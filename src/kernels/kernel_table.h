@@ -243,7 +243,7 @@ struct KernelTable {
   Index float32_depth = 0;  // as in PairKernels
 };
 
-// Kernels on pairs of bfloat16 that an instruction set has beside a table's; null: none.
+// Kernels on pairs of half numbers that an instruction set has beside a table's; null: none.
 struct PairKernels {
   const MatrixKernels *float32, *float32_high, *float32_medium, *float16, *bfloat16;
   // With fewer elements of q and v together, head_dim + value_dim, multiply-adds compute the

@@ -1,11 +1,12 @@
-// The arithmetic of the instructions that multiply pairs of bfloat16 (VDPBF16PS and TDPBF16PS), one
-// number at a time and bit for bit as Intel documents it: fused multiply-adds in float32, rounded
-// to nearest even, where subnormal inputs count as zero and subnormal results become zero, whatever
-// the floating-point state says. Internal linkage, as in half.h.
+// The arithmetic of the instructions that multiply pairs of bfloat16 (VDPBF16PS and TDPBF16PS) or
+// float16 (TDPFP16PS), one number at a time and bit for bit as Intel documents it: fused
+// multiply-adds in float32, rounded to nearest even, where subnormal inputs count as zero and
+// subnormal results become zero, whatever the floating-point state says. Internal linkage, as in
+// half.h.
 //
-// Computed in double: a product of two bfloat16 is exact there, and rounding a sum of two numbers
-// of 24 bits to 53 bits and then to 24 is the same as rounding it once (53 >= 2 * 24 + 2). Which
-// NaN comes out is not specified here.
+// Computed in double: a product of two half numbers is exact there, and rounding a sum of two
+// numbers of 24 bits to 53 bits and then to 24 is the same as rounding it once (53 >= 2 * 24 + 2).
+// Which NaN comes out is not specified here.
 #pragma once
 #include "kernels/half.h"
 
@@ -25,7 +26,7 @@ static inline float round_flushing(double x) {
   return static_cast<float>(magnitude < kLowest ? __builtin_copysign(0.0, x) : x);
 }
 
-// a * b + c for numbers without subnormals; a and b are bfloat16.
+// a * b + c for numbers without subnormals; a and b are numbers of a half type.
 static inline float multiply_add_flushing(float a, float b, float c) {
   return round_flushing(static_cast<double>(a) * static_cast<double>(b) + static_cast<double>(c));
 }

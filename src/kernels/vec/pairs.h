@@ -1,6 +1,6 @@
-// Vectors of pairs of bfloat16 in plain C++ for any CPU, and the specification of the vocabulary:
-// what VDPBF16PS and TDPBF16PS multiply. Included inside the ISA's anonymous namespace, behind a
-// Vec<float> of 16 lanes that is a PlainVec.
+// Vectors of pairs of half numbers in plain C++ for any CPU, and the specification of the
+// vocabulary: what VDPBF16PS and TDPBF16PS multiply. Included inside the ISA's anonymous namespace,
+// behind a Vec<float> of 16 lanes that is a PlainVec.
 //
 // A pair is 32 bits: an earlier element in the lower half and the next one in the upper half.
 //
