@@ -42,8 +42,8 @@ numerator and denominator, ``|ε_j| <= w / (1 + w) < ω = w``; elsewhere ω = 0.
 Instruction sets that multiply pairs of float16 (amx_fp16) round the weights and dS of float16
 arrays to float16, ω = δ_g = 2⁻¹¹, after scaling them by a power of 2: in the output the largest
 weight of a row is 2¹⁵, in gradients the largest number of a row of the left operand is at least
-2¹⁴. Below 2⁻¹⁴ a float16 is off by 2⁻²⁵ absolutely, which is φ = 2⁻³⁹ of the largest. The exponent
-then is ``s - m + 15 log 2``: 22 u more in E.
+2¹⁴. Below 2⁻¹⁴ a float16 is off by 2⁻²⁵ absolutely, which is φ = 2⁻³⁹ of the largest. The lse
+then is that of ``m - 15 log 2``: 22 u more in E.
 
 All are relative to |a| |b|, and more than is needed by a factor of 1 + w / 8, which pays for the
 roundings of what is split. The terms are larger than the products by at most ``μ - 1 = 5 w``, as

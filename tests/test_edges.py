@@ -257,3 +257,10 @@ def test_poisoned_output_memory(dtype):
             cattn.attention(q, k, v, **options, out=out)
             assert_same(out, cattn.attention(q, k, v, **options))
             assert not np.isnan(out).any()
+
+
+def test_a_scale_below_float32(any_dtype):
+    """As good as 0: every key that is seen weighs the same, and one that is masked nothing."""
+    q, k, v = normal(1, 5, 8, dtype=any_dtype, count=3)
+    expected = cattn.attention(q, k, v, scale=0.0, causal=True, return_lse=True)
+    assert_same(cattn.attention(q, k, v, scale=1e-50, causal=True, return_lse=True), expected)

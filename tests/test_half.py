@@ -152,7 +152,7 @@ def test_small_numbers_are_not_flushed(half):
 
 @pytest.mark.parametrize("scale", [None, 3.0])
 def test_scores_of_any_size(half, scale):
-    """One key has all the weight, however far its score is from the numbers that float32 holds."""
+    """One key has all the weight, however large its score, and a sink beside it none."""
     sizes = np.geomspace(1, 6e4, 300)[:, None, None]
     q = np.broadcast_to(sizes, (300, 1, 64)).astype(half)
     v = normal(300, 1, 8, dtype=half)
@@ -160,6 +160,9 @@ def test_scores_of_any_size(half, scale):
     assert_same(out, v)
     exact = reference.attention(q, q, v, scale=scale, return_lse=True).lse
     np.testing.assert_allclose(lse, exact, rtol=1e-5)
+    large = sizes[:, 0, 0] > 100
+    sinks = np.zeros(300, np.float32)
+    assert_same(cattn.attention(q, q, v, scale=scale, sinks=sinks)[large], v[large])
 
 
 def test_wide_range(half):

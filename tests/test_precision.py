@@ -74,17 +74,33 @@ def test_the_highest_is_the_default(any_dtype):
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("precision", WORDS)
+@pytest.mark.parametrize("precision", ["highest", *WORDS])
 @pytest.mark.parametrize("scale", [None, 3.0])
 def test_scores_of_any_size(precision, scale):
-    """One key has all the weight, however far its score is from the numbers that float32 holds."""
+    """One key has all the weight, however large its score, and a sink beside it none."""
     q = np.broadcast_to(np.geomspace(1, 1e9, 300)[:, None, None], (300, 1, 64)).astype(SINGLE)
     v = normal(300, 1, 8)
     options = {"scale": scale, "precision": precision, "return_lse": True}
     out, lse, _ = cattn.attention(q, q, v, **options)
-    np.testing.assert_allclose(out, v, rtol=2.0**-8 if precision == "medium" else 2.0**-15)
+    near = {"highest": 1e-6, "high": 2.0**-15, "medium": 2.0**-8}[precision]
+    np.testing.assert_allclose(out, v, rtol=near)
+    large = q[:, 0, 0] > 100
+    out = cattn.attention(q, q, v, **options, sinks=np.zeros(300, np.float32)).out
+    np.testing.assert_allclose(out[large], v[large], rtol=near)
     exact = reference.attention(q, q, v, scale=scale, return_lse=True).lse
     np.testing.assert_allclose(lse, exact, rtol=2.0**-6)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("precision", WORDS)
+def test_the_backward_sees_the_scores_of_the_forward(precision):
+    """Rounded alike: weights from the lse add up to 1 even where rounding moves scores far."""
+    q, k, v = (normal(n, 64, seed=n) for n in (70, 300, 301))
+    q, v = 100 * q, v[:300]
+    out, lse, _ = cattn.attention(q, k, v, precision=precision, return_lse=True)
+    given = np.ones_like(out), q, k, v, out, lse
+    dv = cattn.attention_backward(*given, grads=["v"], precision=precision).dv
+    np.testing.assert_allclose(dv.sum(axis=0), 70, rtol=2e-3)
 
 
 @pytest.mark.usefixtures("isa")

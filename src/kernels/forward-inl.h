@@ -79,7 +79,7 @@ CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T* sum, Probabi
 
 // The probabilities of a row's scores relative to its reference: 2^(factor s - reference), or with
 // a maximum as the reference 2^(factor (s - reference)), times what rounded weights are kept with.
-// The difference comes first: however large the scores, that of the maximum is exactly 0.
+// The difference comes first: that of the maximum is exactly 0, however large the scores.
 template <class M, class T = typename M::T>
 struct Probability {
   using X = Vec<T>;
@@ -371,17 +371,20 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   const T sink = static_cast<T>(t.sink * kLog2e);
   const T sink_exponent = static_cast<T>(__builtin_ceil(static_cast<double>(sink)));
   for (Index r = 0; r < rows; ++r) {
-    // The sums in units of 2^top, whose digits no integral reference changes.
+    // The sums in units of 2^top: of the sum without the sink or of the sink, whichever is larger.
+    // References may be so large that top - reference is not what is left of it.
     const Binary s(static_cast<double>(sums[r])), w(static_cast<double>(weight_sums[r]));
-    const T exponent = reference[r] + static_cast<T>(s.exponent);
-    const T top = sums[r] != T(0) && exponent > sink_exponent ? exponent : sink_exponent;
+    const double own = static_cast<double>(reference[r]) + s.exponent;
+    const bool sum_leads = sums[r] != T(0) && own > static_cast<double>(sink_exponent);
+    const double top = sum_leads ? own : static_cast<double>(sink_exponent);
+    const T shift = sum_leads ? static_cast<T>(s.exponent) : sink_exponent - reference[r];
+    const T sink_part = exp2_scalar(static_cast<T>(static_cast<double>(sink) - top));
     const auto with_sink = [&](const Binary& x) {
-      return static_cast<T>(x.mantissa) *
-                 exp2_scalar(reference[r] + static_cast<T>(x.exponent) - top) +
-             exp2_scalar(sink - top);
+      return static_cast<T>(x.mantissa) * exp2_scalar(static_cast<T>(x.exponent) - shift) +
+             sink_part;
     };
-    results.factors[r] = exp2_scalar(reference[r] - top) * kept[r] / with_sink(w);
-    results.lses[r] = log_sum(top, with_sink(s));
+    results.factors[r] = exp2_scalar(-shift) * kept[r] / with_sink(w);
+    results.lses[r] = log_sum(static_cast<T>(top), with_sink(s));
   }
   return results;
 }

@@ -31,7 +31,7 @@ namespace {
 // clang-format on
 
 constexpr MatrixKernels medium =
-    matrix_kernels<PairMatrices<OnePart, RegisterProducts, true>, float>();
+    matrix_kernels<PairMatrices<OnePart, RegisterProducts, false>, float>();
 constexpr MatrixKernels bfloat16 =
     matrix_kernels<PairMatrices<OnePart, RegisterProducts, false>, BFloat16>();
 

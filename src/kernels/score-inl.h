@@ -27,9 +27,12 @@ struct ScoreBlock {
   }
 };
 
-// Where the scale is a factor of the whole score it is folded into the exponential.
+// Where the scale is a factor of the whole score it is folded into the exponential, unless it is so
+// small that float32 might take it for 0, which -inf cannot be multiplied by.
+constexpr double kLeastFolded = 1e-30;
 CATTN_INLINE bool folds_scale(const ScoreTerms& terms) {
-  return terms.scale > 0 && terms.softcap == 0 && !terms.bias.data && terms.alibi_slope == 0;
+  return terms.scale >= kLeastFolded && terms.softcap == 0 && !terms.bias.data &&
+         terms.alibi_slope == 0;
 }
 
 // Products that are scores as they are: no pass but the band's.
