@@ -48,6 +48,20 @@ CATTN_INLINE void score_gradient_row(const T* p, T* dp, Index begin, Index end, 
   }
 }
 
+// Both at once, of scores that are products as they are.
+template <class T>
+CATTN_INLINE void plain_gradient_row(T* p, T* dp, Index begin, Index end, T factor, RowScale<T> row,
+                                     T delta) {
+  using X = Vec<T>;
+  const auto by = X::set1(factor), shift = X::set1(row.shift), scale = X::set1(row.scale);
+  const auto d = X::set1(delta);
+  for (Index c = begin; c < end; c += X::width) {
+    const auto probability = X::mul(exp2_above<T>(X::mul(X::load(p + c), by), shift), scale);
+    X::store(p + c, probability);
+    X::store(dp + c, X::mul(probability, X::sub(X::load(dp + c), d)));
+  }
+}
+
 // ds = ds * slope, the derivative of a softcap; marks of masked positions stay.
 template <class T>
 CATTN_INLINE void apply_slope_row(T* ds, const T* slope, Index begin, Index end) {
@@ -144,6 +158,17 @@ CATTN_INLINE ScoreBlock score_block(const BackwardTask& t) {
   return {t.rows, t.first_query, t.cols, t.first_key, t.band};
 }
 
+// Whether all scores of a block are products as they are.
+CATTN_INLINE bool is_plain_block(const BackwardTask& t, const ScoreBlock& block) {
+  return block.full(0, t.rows, 0, t.cols) && is_plain(*t.terms) && !t.terms->dropout.on;
+}
+// Whether rows are packed for the products that add as they come, by what both kernels know.
+template <class Matrices>
+CATTN_INLINE bool keeps_rows(const Matrices& matrices, const BackwardTask& t,
+                             const ScoreBlock& block) {
+  return matrices.keeps() && is_plain_block(t, block);
+}
+
 template <class M>
 void backward(const BackwardTask& t) {
   using T = typename M::T;
@@ -161,42 +186,63 @@ void backward(const BackwardTask& t) {
 
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || terms.mask.data || terms.bias.data;
-  const bool in_registers = whole && is_plain(terms) && !terms.dropout.on;
-  if (in_registers) {
-    matrices.scores(StoreProbabilities<T>{p, factor, row_scales, t.rows});
-    matrices.gradients(StoreScoreGradients<T>{ds, p, delta, t.rows});
-  } else {
-    matrices.scores(StoreScores<T, key_block>{p, nullptr});
-    matrices.gradients(StoreScores<T, key_block>{ds, nullptr});
-  }
-  const auto gradient_rows = [&]<bool kMark>() {
-    M::row_tiles(t.rows, [&]<int kRows>(Index r) {
-      const Range columns = block.columns(r, kRows);
-      if (columns.begin >= columns.end) return;
-      const auto [begin, end] = whole_vectors<T>(columns);
-      transform_rows<T, key_block>(block, terms, p, r, kRows, begin, end, slope);
-      for (Index row = r; row < smaller(r + kRows, t.rows); ++row) {
-        T* const p_row = p + row * key_block;
-        T* const ds_row = ds + row * key_block;
-        exponentiate_row_below<T, kMark>(p_row, begin, end, factor, row_scales[row]);
-        if (!terms.dropout.on) {
-          score_gradient_row(p_row, ds_row, begin, end, delta[row], kMark);
-          continue;
-        }
-        BlockWords<key_block> random;
-        random.draw(terms.dropout, block, row);
-        drop_gradient_row(ds_row, begin, end, random.words, terms.dropout);
-        score_gradient_row(p_row, ds_row, begin, end, delta[row], kMark);
-        drop_row(p_row, begin, end, random.words, terms.dropout.threshold);
+  const bool plain = is_plain_block(t, block);
+  const bool kept = keeps_rows(matrices, t, block);
+  for (Index first = 0; first < t.rows; first += M::row_group) {
+    const ScoreBlock group = block.rows_from(first, M::row_group);
+    const Range attended = group.columns(0, group.rows);
+    if (attended.begin >= attended.end) continue;
+    // Rows that are packed as they come take the place of those before, in the L1 cache.
+    T* const p_rows = kept ? p : p + first * key_block;
+    T* const ds_rows = kept && !t.dscore ? ds : ds + first * key_block;
+    if constexpr (M::finishes_in_registers) {
+      if (plain) {
+        matrices.scores(group, first,
+                        StoreProbabilities<T>{p_rows, factor, row_scales + first, group.rows});
+        matrices.gradients(group, first,
+                           StoreScoreGradients<T>{ds_rows, p_rows, delta + first, group.rows});
+        continue;
       }
-    });
-  };
-  if (in_registers) {
-    // Done.
-  } else if (masked) {
-    gradient_rows.template operator()<true>();
-  } else {
-    gradient_rows.template operator()<false>();
+    }
+    matrices.scores(group, first, StoreScores<T, key_block>{p_rows, nullptr});
+    matrices.gradients(group, first, StoreScores<T, key_block>{ds_rows, nullptr});
+    matrices.settle();
+    const auto gradient_rows = [&]<bool kMark>() {
+      M::row_tiles(group.rows, [&]<int kRows>(Index r) {
+        const Range columns = group.columns(r, kRows);
+        if (columns.begin >= columns.end) return;
+        const auto [begin, end] = whole_vectors<T>(columns);
+        transform_rows<T, key_block>(group, terms, p_rows, r, kRows, begin, end,
+                                     slope ? slope + first * key_block : nullptr);
+        for (Index row = r; row < smaller(r + kRows, group.rows); ++row) {
+          if (row % (kRowsAwake / 2) == kRowsAwake / 4) M::stay_awake();
+          T* const p_row = p_rows + row * key_block;
+          T* const ds_row = ds_rows + row * key_block;
+          const T row_delta = delta[first + row];
+          if (plain) {
+            plain_gradient_row(p_row, ds_row, begin, end, factor, row_scales[first + row],
+                               row_delta);
+            continue;
+          }
+          exponentiate_row_below<T, kMark>(p_row, begin, end, factor, row_scales[first + row]);
+          if (!terms.dropout.on) {
+            score_gradient_row(p_row, ds_row, begin, end, row_delta, kMark);
+            continue;
+          }
+          BlockWords<key_block> random;
+          random.draw(terms.dropout, group, row);
+          drop_gradient_row(ds_row, begin, end, random.words, terms.dropout);
+          score_gradient_row(p_row, ds_row, begin, end, row_delta, kMark);
+          drop_row(p_row, begin, end, random.words, terms.dropout.threshold);
+        }
+      });
+    };
+    if (masked) {
+      gradient_rows.template operator()<true>();
+    } else {
+      gradient_rows.template operator()<false>();
+    }
+    if (kept) matrices.keep(p_rows, ds_rows, first, group.rows);
   }
   if (!whole) {
     mark_outside<M>(block, p);
@@ -208,15 +254,18 @@ void backward(const BackwardTask& t) {
       apply_slope_row(ds + row * key_block, slope + row * key_block, begin, end);
     });
   }
-  if (t.dv) matrices.add_dv(p);
-  if (t.dk) matrices.add_dk(ds);
+  if (t.dv) matrices.add_dv(kept ? nullptr : p);
+  if (t.dk) matrices.add_dk(kept ? nullptr : ds);
+  matrices.settle();
 }
 
 template <class M>
 void backward_dq(const BackwardTask& t) {
   const BackwardScratch<typename M::T> scratch(t.scratch);
   const ScoreBlock block = score_block(t);
-  typename M::Backward(t, block, scratch.end).add_dq(scratch.dscore);
+  typename M::Backward matrices(t, block, scratch.end);
+  matrices.add_dq(keeps_rows(matrices, t, block) ? nullptr : scratch.dscore);
+  matrices.settle();
 }
 
 template <class T, class S>

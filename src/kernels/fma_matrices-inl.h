@@ -36,12 +36,19 @@ struct FmaMatrices {
   static constexpr bool rounds_weights = false;  // for the product with v
   static constexpr int weight_exponent = 0;      // of what rounded weights are multiplied by
   static constexpr Index row_padding = Tile::rows / 3;  // row tiles may reach up to a multiple
+  // Rows that are taken from scores to outputs at a time, and whether probabilities are computed
+  // while the scores are in registers.
+  static constexpr Index row_group = Tile::template Forward<T>::query_block;
+  static constexpr bool finishes_in_registers = true;
+  static constexpr int weight_parts = 1;
 
   // Calls f<kRows>(row) for the row tiles that products are made of.
   template <class F>
   CATTN_INLINE static void row_tiles(Index rows, F f) {
     for_row_tiles(rows, f);
   }
+
+  CATTN_INLINE static void stay_awake() {}  // see PairMatrices
 
   static Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
     return panel_bytes<T>(operand, tiling, cols);
@@ -58,15 +65,16 @@ struct FmaMatrices {
     using Tiles = typename Tile::template Forward<T>;
 
    public:
-    static constexpr bool keeps = false;  // see PairMatrices
+    static constexpr bool keeps = false, sums_kept = false;  // see PairMatrices
     static Index scratch_bytes(Index, Index) { return 0; }
-    CATTN_INLINE Forward(const ForwardTask& t, const T* query, void*) : t_(t), query_(query) {}
+    CATTN_INLINE Forward(const ForwardTask& t, const T* query, T*, void*) : t_(t), query_(query) {}
 
-    // Q K^T, tile by tile to `finish`. Returns whether the tiles were row_tiles.
+    // Q K^T, tile by tile to `finish`. Returns whether maxima are there, of row_tiles.
+    // `row` is the block's first row of the query block.
     template <class Finish>
-    CATTN_INLINE bool scores(const ScoreBlock& block, const char* key, Finish finish) {
-      block_products<T>(block, query_, Tiles::query_block, reinterpret_cast<const T*>(key),
-                        t_.head_dim, finish);
+    CATTN_INLINE bool scores(const ScoreBlock& block, Index row, const char* key, Finish finish) {
+      block_products<T>(block, query_ + row * kPanel<T>, Tiles::query_block,
+                        reinterpret_cast<const T*>(key), t_.head_dim, finish);
       return true;
     }
     // out += tile * value
@@ -76,6 +84,9 @@ struct FmaMatrices {
                        t_.value_dim, out);
     }
     void accumulate_kept(const ScoreBlock&, const char*, T*) {}
+    void add_kept_sums(const ScoreBlock&, T*) {}
+    CATTN_INLINE void settle() {}
+    bool splits(const char*) const { return false; }
     int keeper(Index, Index) const { return 0; }
 
    private:
@@ -95,16 +106,20 @@ struct FmaMatrices {
         : t_(t), block_(block), skips_(hides_some(t, block)) {}
 
     // Q K^T and dO V^T, tile by tile to `finish`.
+    // `group` is some of the block's rows, from `row` on.
     template <class Finish>
-    CATTN_INLINE void scores(Finish finish) {
-      block_products<T>(block_, static_cast<const T*>(t_.query), query_block,
+    CATTN_INLINE void scores(const ScoreBlock& group, Index row, Finish finish) {
+      block_products<T>(group, static_cast<const T*>(t_.query) + row * kPanel<T>, query_block,
                         static_cast<const T*>(t_.key), t_.head_dim, finish);
     }
     template <class Finish>
-    CATTN_INLINE void gradients(Finish finish) {
-      block_products<T>(block_, static_cast<const T*>(t_.grad_out), query_block,
+    CATTN_INLINE void gradients(const ScoreBlock& group, Index row, Finish finish) {
+      block_products<T>(group, static_cast<const T*>(t_.grad_out) + row * kPanel<T>, query_block,
                         static_cast<const T*>(t_.value_t), t_.value_dim, finish);
     }
+    CATTN_INLINE void settle() {}
+    CATTN_INLINE bool keeps() const { return false; }
+    CATTN_INLINE void keep(const T*, const T*, Index, Index) {}
     // dv += p^T dO
     CATTN_INLINE void add_dv(const T* p) {
       add_transposed(p, static_cast<const T*>(t_.grad_out), t_.value_dim, static_cast<T*>(t_.dv));

@@ -11,9 +11,9 @@
 // the products are in registers. References being integers, results do not depend on which it was:
 // only the exponents of p, o and the sums do.
 //
-// Where p is rounded to a half type for its product with v, the reference is the maximum itself, in
-// units of the scores, and moves with it: the largest weight of a row is then a power of 2 and
-// loses nothing, and where few keys matter that is most of the error.
+// Where p is rounded to a half type for its product with v, the reference is the maximum itself and
+// moves with it: the largest weight of a row is then a power of 2 and loses nothing, and where few
+// keys matter that is most of the error.
 constexpr int kReach = 40;
 
 template <class T>
@@ -42,7 +42,17 @@ struct ForwardScratch {
     maximum = take(Tiles::query_block * Vec<T>::width);
     end = p;
   }
-  CATTN_INLINE bool rounds_weights() const { return weight_sum != sum; }
+  // The same of the rows from `row` on, whose scores take the place of those before.
+  CATTN_INLINE ForwardScratch from(Index row) const {
+    ForwardScratch rows = *this;
+    rows.query += row * kPanel<T>;
+    rows.out += row * kPanel<T>;
+    rows.sum += row * Vec<T>::width;
+    rows.weight_sum += row * Vec<T>::width;
+    rows.reference += row;
+    rows.maximum += row * Vec<T>::width;
+    return rows;
+  }
   T* end;
 };
 
@@ -77,42 +87,64 @@ CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T* sum, Probabi
   if (sum) X::store(sum, total);
 }
 
-// The probabilities of a row's scores relative to its reference: 2^(factor s - reference), or with
-// a maximum as the reference 2^(factor (s - reference)), times what rounded weights are kept with.
-// The difference comes first: that of the maximum is exactly 0, however large the scores.
+// The probabilities of a row's scores relative to its reference, 2^(factor s - reference), times
+// what rounded weights are kept with.
 template <class M, class T = typename M::T>
-struct Probability {
+class Probability {
   using X = Vec<T>;
-  typename X::V factor, reference;
+
+ public:
+  CATTN_INLINE Probability(T factor, T reference)
+      : factor_(X::set1(factor)), reference_(X::set1(M::rounds_weights ? -reference : reference)) {}
 
   CATTN_INLINE typename X::V operator()(typename X::V score) const {
     if constexpr (M::rounds_weights) {
-      return exp2<T, M::weight_exponent>(X::mul(X::sub(score, reference), factor));
+      return exp2_from_below<T, M::weight_exponent>(X::fma(score, factor_, reference_));
     } else {
-      return exp2_above<T>(X::mul(score, factor), reference);
+      return exp2_above<T>(X::mul(score, factor_), reference_);
     }
   }
+
+ private:
+  typename X::V factor_, reference_;
 };
 
+// Up to this size of a reference m c, where m is a row's maximum and c the factor, m c is as good
+// as its rounding: fma(m, c, -reference) is so close to 0 that the weight is 1 when it is rounded.
+// Beyond, the scores are multiplied first, and the difference is exactly 0.
+template <class T>
+CATTN_INLINE bool fuses(T reference) {
+  return reference <= T(4096) && reference >= T(-4096);
+}
+
 // The same panel by panel, each given to keep(column, panel). Adds them to the row's sums, and what
-// is multiplied with v to `weight_sum` if M rounds it.
-template <class M, class T, class Probability, class Keep>
+// is multiplied with v to `weight_sum` if M rounds it and does not sum what it keeps.
+template <class M, class T, class F, class Keep>
 CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weight_sum,
-                                      Probability probability, Keep keep) {
+                                      F probability, Keep keep) {
   using X = Vec<T>;
-  auto total = X::load(sum), weight_total = X::load(weight_sum);
-  for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
-    typename X::V p[kPanel<T> / X::width];
-    CATTN_UNROLL
-    for (int j = 0; j < kPanel<T> / X::width; ++j) {
-      p[j] = probability(X::load(s + c + j * X::width));
-      total = X::add(total, p[j]);
+  constexpr bool kRounded = M::rounds_weights && !M::Forward::sums_kept;
+  const auto panels = [&]<bool kSum>() {
+    auto total = X::zero(), weight_total = X::zero();
+    for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
+      typename X::V p[kPanel<T> / X::width];
+      CATTN_UNROLL
+      for (int j = 0; j < kPanel<T> / X::width; ++j) {
+        p[j] = probability(X::load(s + c + j * X::width));
+        if constexpr (kSum) total = X::add(total, p[j]);
+      }
+      if constexpr (kRounded) weight_total = X::add(weight_total, M::sum_rounded(p));
+      keep(c, p);
     }
-    if constexpr (M::rounds_weights) weight_total = X::add(weight_total, M::sum_rounded(p));
-    keep(c, p);
+    const auto add_to = [](T* sums, auto more) { X::store(sums, X::add(X::load(sums), more)); };
+    if constexpr (kRounded) add_to(weight_sum, weight_total);
+    if constexpr (kSum) add_to(sum, total);
+  };
+  if (!sum) {
+    panels.template operator()<false>();
+  } else {
+    panels.template operator()<true>();
   }
-  if constexpr (M::rounds_weights) X::store(weight_sum, weight_total);
-  X::store(sum, total);
 }
 
 // The same with the weights themselves, e^(s - lse).
@@ -134,16 +166,11 @@ CATTN_INLINE typename Vec<T>::V row_maximum(const T* s, Index begin, Index end) 
   return m;
 }
 
-// Moves the reference of a row, rescaling what the row has summed so far. `unit` is what brings
-// differences of references to exponents.
+// Multiplies what a row has summed so far.
 template <class T>
-CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T reference, T unit,
-                                 Index value_dim) {
+CATTN_INLINE void rescale_row(const ForwardScratch<T>& scratch, Index r, typename Vec<T>::V factor,
+                              Index value_dim) {
   using X = Vec<T>;
-  const T old = scratch.reference[r];
-  scratch.reference[r] = reference;
-  if (old == -T(__builtin_inff())) return;  // nothing summed yet
-  const auto factor = exp2<T>(X::set1((old - reference) * unit));
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
   const auto rescale_sum = [&](T* sums) {
     T* const sum = sums + r * X::width;
@@ -157,12 +184,22 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T re
     }
   };
   rescale(scratch.sum, scratch.out);
-  if (scratch.rounds_weights()) rescale_sum(scratch.weight_sum);
+  if (scratch.weight_sum != scratch.sum) rescale_sum(scratch.weight_sum);
   if (scratch.out_tangent) rescale(scratch.sum_tangent, scratch.out_tangent);
 }
 
+// Moves the reference of a row.
+template <class T>
+CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T reference,
+                                 Index value_dim) {
+  const T old = scratch.reference[r];
+  scratch.reference[r] = reference;
+  if (old == -T(__builtin_inff())) return;  // nothing summed yet
+  rescale_row(scratch, r, exp2<T>(Vec<T>::set1(old - reference)), value_dim);
+}
+
 // Makes the references of all rows fit a block with these lane-wise maxima. `width` rows at a time:
-// a transpose turns the maxima over lanes into one vector, and mostly no row has to move.
+// mostly none has to move.
 template <class M, class T>
 CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, T factor,
                                   Index value_dim) {
@@ -170,21 +207,15 @@ CATTN_INLINE void move_references(const ForwardScratch<T>& scratch, Index rows, 
   constexpr bool exact = M::rounds_weights;
   constexpr T slack = exact ? 0 : 8;  // sums grow by 2^8 at most before a row moves
   for (Index r = 0; r < rows; r += X::width) {
-    typename X::V tile[X::width];
-    CATTN_UNROLL
-    for (int i = 0; i < X::width; ++i) tile[i] = X::load(scratch.maximum + (r + i) * X::width);
-    X::transpose(tile);
-    auto m = tile[0];
-    CATTN_UNROLL
-    for (int i = 1; i < X::width; ++i) m = X::max(tile[i], m);
-    const auto exponent = exact ? m : X::mul(m, X::set1(factor));
+    const auto exponent =
+        X::mul(maximum_of_rows<T>(scratch.maximum + r * X::width), X::set1(factor));
     const auto limit = X::add(X::load(scratch.reference + r), X::set1(slack));
     if (!X::any(X::greater(exponent, limit))) continue;
     T references[X::width];
-    X::store(references, exact ? m : X::nearest(exponent));
+    X::store(references, exact ? exponent : X::nearest(exponent));
     for (Index i = 0; i < smaller(X::width, rows - r); ++i) {
       if (references[i] > scratch.reference[r + i] + slack) {
-        move_reference(scratch, r + i, references[i], exact ? factor : T(1), value_dim);
+        move_reference(scratch, r + i, references[i], value_dim);
       }
     }
   }
@@ -203,13 +234,13 @@ CATTN_INLINE void transform_rows(const ScoreBlock& block, const ScoreTerms& term
   }
 }
 
-CATTN_INLINE Range whole(Range range, Index step) {
-  return {range.begin / step * step, round_up(range.end, step)};
-}
 template <class T>
 CATTN_INLINE Range whole_vectors(Range range) {
   return whole(range, Vec<T>::width);
 }
+
+// Rows of one part between two calls of M::stay_awake.
+constexpr Index kRowsAwake = 32;
 
 // Calls f(row, begin, end) for all rows of a block, with the columns of their row tile in whole
 // steps, by default whole vectors. M is how matrices are multiplied (fma_matrices-inl.h).
@@ -219,7 +250,10 @@ CATTN_INLINE void for_rows_of_block(const ScoreBlock& block, F f) {
     const Range columns = block.columns(r, kRows);
     if (columns.begin >= columns.end) return;
     const auto [begin, end] = whole(columns, kStep);
-    for (Index row = r; row < smaller(r + kRows, block.rows); ++row) f(row, begin, end);
+    for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
+      if (row % kRowsAwake == kRowsAwake / 2) M::stay_awake();
+      f(row, begin, end);
+    }
   });
 }
 
@@ -252,6 +286,62 @@ CATTN_INLINE void sum_rounded_row(const T* p, Index begin, Index end, T* weight_
   X::store(weight_sum, total);
 }
 
+// Multiplies what the rows from r on have summed by their factors, one per lane, where `rows` has a
+// bit.
+template <class T>
+CATTN_INLINE void rescale_rows(const ForwardScratch<T>& scratch, Index r, unsigned rows,
+                               typename Vec<T>::V by, Index value_dim) {
+  using X = Vec<T>;
+  T factors[X::width];
+  X::store(factors, by);
+  for (; rows != 0; rows &= rows - 1) {
+    const Index i = __builtin_ctz(rows);
+    rescale_row(scratch, r + i, X::set1(factors[i]), value_dim);
+  }
+}
+
+// softmax_rows where scores are plain and every row attends all of `columns`, whole panels, and the
+// maximum of a row is its reference.
+template <class M, bool kSum, class T>
+CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index rows, Range columns,
+                                     T factor, Index value_dim,
+                                     const typename M::Forward& matrices) {
+  using X = Vec<T>;
+  constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+  const auto minus_infinity = X::set1(-T(__builtin_inff()));
+  for (Index first = 0; first < rows; first += X::width) {
+    const Index count = smaller(X::width, rows - first);
+    const T* const scores = scratch.score + first * stride;
+    typename X::V maxima[X::width];
+    for (Index i = 0; i < X::width; ++i) {
+      maxima[i] = minus_infinity;
+      if (i < count) maxima[i] = row_maximum(scores + i * stride, columns.begin, columns.end);
+    }
+    const auto of_rows = combine_rows<T>(maxima, [](auto a, auto b) { return X::max(a, b); });
+    const auto reached = X::mul(of_rows, X::set1(factor));
+    const auto old = X::load(scratch.reference + first);
+    if (const unsigned moved = X::bits(X::greater(reached, old))) {
+      const auto reference = X::max(reached, old);
+      X::store(scratch.reference + first, reference);
+      const unsigned summed = X::bits(X::greater(old, minus_infinity));
+      rescale_rows(scratch, first, moved & summed, exp2<T>(X::sub(old, reference)), value_dim);
+    }
+    for (Index r = first; r < first + count; ++r) {
+      if (r % kRowsAwake == kRowsAwake / 2) M::stay_awake();
+      T *const sum = scratch.sum + r * X::width, *const none = nullptr;
+      T by = factor;
+      const T reference = scratch.reference[r];
+      T* const s = scratch.score + r * stride;
+      if (!fuses(reference)) {
+        scale_row(s, columns.begin, columns.end, factor);
+        by = 1;
+      }
+      exponentiate_panels<M>(s, columns, kSum ? sum : none, none, Probability<M>(by, reference),
+                             [&](Index c, auto& p) { matrices.keeper(r, c)(0, p); });
+    }
+  }
+}
+
 // From the products of a block to its probabilities, summed but not yet dropped. `factor` is what
 // brings scores to units of log2(e); has_maxima: the rows' maxima over the panels of their row tile
 // are there; `slope` as in transform_rows. Probabilities take the place of the scores, or with
@@ -259,10 +349,23 @@ CATTN_INLINE void sum_rounded_row(const T* p, Index begin, Index end, T* weight_
 template <class M, bool kMark, bool kKeep = false, class T>
 CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
                                const ScoreTerms& terms, T factor, bool has_maxima, Index value_dim,
-                               const typename M::Forward* matrices = nullptr, T* slope = nullptr) {
+                               const typename M::Forward* matrices = nullptr, T* slope = nullptr,
+                               [[maybe_unused]] bool scores_are_finite = false) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
   constexpr Index step = kKeep ? kPanel<T> : X::width;
+  if constexpr (kKeep && M::Forward::sums_kept) {
+    const Range columns = whole(block.columns(0, block.rows), step);
+    if (scores_are_finite && is_plain(terms) &&
+        block.full(0, block.rows, columns.begin, columns.end)) {
+      if (scratch.sum == scratch.weight_sum) {
+        softmax_whole_rows<M, false>(scratch, block.rows, columns, factor, value_dim, *matrices);
+      } else {
+        softmax_whole_rows<M, true>(scratch, block.rows, columns, factor, value_dim, *matrices);
+      }
+      return;
+    }
+  }
   const bool plain = has_maxima && is_plain(terms);
   M::row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
@@ -286,12 +389,19 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
   move_references<M>(scratch, block.rows, factor, value_dim);
   for_rows_of_block<M, step>(block, [&](Index row, Index begin, Index end) {
     T* const s = scratch.score + row * stride;
-    T* const sum = scratch.sum + row * X::width;
     T* const weight_sum = scratch.weight_sum + row * X::width;
+    // The exact sum serves for the lse only.
+    const bool same = M::rounds_weights && scratch.sum == scratch.weight_sum;
+    T* const sum = same ? nullptr : scratch.sum + row * X::width;
     const T reference = scratch.reference[row];
     const bool empty = reference == -T(__builtin_inff());
-    const Probability<M> probability{X::set1(factor), X::set1(reference)};
-    if (empty) exponentiate_empty_row<T, kMark>(s, begin, end, sum);
+    T by = factor;
+    if (M::rounds_weights && !fuses(reference) && !empty) {
+      scale_row(s, begin, end, factor);
+      by = 1;
+    }
+    const Probability<M> probability(by, reference);
+    if (empty) exponentiate_empty_row<T, kMark>(s, begin, end, sum ? sum : weight_sum);
     if constexpr (kKeep) {
       const auto keep = [&](Index c, auto& p) { matrices->keeper(row, c)(0, p); };
       const Range panels{begin, end};
@@ -352,7 +462,8 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   T sums[X::width], weight_sums[X::width];
   const auto sum = sum_rows<T>(scratch.sum + first * X::width);
   auto weight_sum = sum;
-  if (scratch.rounds_weights()) weight_sum = sum_rows<T>(scratch.weight_sum + first * X::width);
+  if (scratch.weight_sum != scratch.sum)
+    weight_sum = sum_rows<T>(scratch.weight_sum + first * X::width);
   X::store(sums, sum);
   X::store(weight_sums, weight_sum);
   auto kept_scale = X::set1(T(1));
@@ -539,6 +650,20 @@ CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
   }
 }
 
+// The same for groups of M::row_group rows, f(group, its first row, terms, index), as far as they
+// attend something of a block.
+template <class M, class F>
+CATTN_INLINE void for_row_groups(const ForwardTask& t, F f) {
+  using T = typename M::T;
+  for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
+    for (Index row = 0; row < block.rows; row += M::row_group) {
+      const ScoreBlock group = block.rows_from(row, M::row_group);
+      const Range columns = group.columns(0, group.rows);
+      if (columns.begin < columns.end) f(group, row, terms, index);
+    }
+  });
+}
+
 // Probabilities of a tile of products within kReach, in place of its scores; adds them to the rows'
 // sums. kKeep: `matrices` keeps them, the way its next product wants them.
 template <class M, bool kKeep>
@@ -553,6 +678,29 @@ struct StoreBoundedProbabilities {
 
   CATTN_INLINE typename X::V probability(typename X::V score) const {
     return exp2<T, kReach>(M::scales_queries ? score : X::mul(score, X::set1(factor)));
+  }
+
+  // Of scores that are in memory.
+  CATTN_INLINE void rows() const {
+    constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+    const auto of = [&](auto score) { return probability(score); };
+    M::row_tiles(block.rows, [&]<int kRows>(Index r) {
+      const Range columns = block.columns(r, kRows);
+      if (columns.begin >= columns.end) return;
+      const auto [begin, end] = whole(columns, kPanel<T>);
+      transform_rows<T, stride>(block, terms, scratch.score, r, kRows, begin, end);
+      for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
+        if (row % (kRowsAwake / M::weight_parts) == 0) M::stay_awake();
+        T* const s = scratch.score + row * stride;
+        T* const sum = scratch.sum + row * X::width;
+        if constexpr (kKeep) {
+          exponentiate_panels<M>(s, Range{begin, end}, sum, sum, of,
+                                 [&](Index c, auto& p) { matrices.keeper(row, c)(0, p); });
+        } else {
+          exponentiate_row<T, false>(s, begin, end, sum, of);
+        }
+      }
+    });
   }
 
   template <int kRows, int kVectors>
@@ -604,25 +752,36 @@ template <class M, class T = typename M::T>
   const bool bounded = !M::rounds_weights && (factor == 1 || !M::scales_queries) &&
                        is_bounded(t, query_norm, factor, key_bytes);
   if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
-  typename M::Forward matrices(t, scratch.query, scratch.end);
-  for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
+  typename M::Forward matrices(t, scratch.query, scratch.score, scratch.end);
+  for_row_groups<M>(t, [&](const ScoreBlock& block, Index row, const ScoreTerms& terms,
+                           Index index) {
+    const ForwardScratch<T> rows = scratch.from(row);
     const char* const key = t.keys + index * key_bytes;
     const uint8_t flags = t.value_flags[index];
     const bool keeps = M::Forward::keeps && (flags & kBlockSplits) && !terms.dropout.on;
     const auto exponentiate = [&]<bool kKeep>() {
       if constexpr (!M::rounds_weights) {
-        if (bounded) {
-          matrices.scores(
-              block, key,
-              StoreBoundedProbabilities<M, kKeep>{scratch, block, terms, factor, matrices});
-          return;
+        if constexpr (M::finishes_in_registers) {
+          if (bounded) {
+            matrices.scores(
+                block, row, key,
+                StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices});
+            return;
+          }
         }
       }
       const bool has_maxima =
-          matrices.scores(block, key, StoreScores<T, key_block>{scratch.score, scratch.maximum});
+          matrices.scores(block, row, key, StoreScores<T, key_block>{rows.score, rows.maximum});
+      matrices.settle();
+      if constexpr (!M::rounds_weights) {
+        if (bounded) {
+          StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices}.rows();
+          return;
+        }
+      }
       const auto softmax = [&]<bool kMark>() {
-        softmax_rows<M, kMark, kKeep>(scratch, block, terms, factor, has_maxima, t.value_dim,
-                                      &matrices);
+        softmax_rows<M, kMark, kKeep>(rows, block, terms, factor, has_maxima, t.value_dim,
+                                      &matrices, static_cast<T*>(nullptr), matrices.splits(key));
       };
       if (kKeep || (flags & kBlockFinite)) {
         softmax.template operator()<false>();
@@ -635,24 +794,25 @@ template <class M, class T = typename M::T>
     } else {
       exponentiate.template operator()<false>();
     }
-    if (terms.dropout.on) drop_rows<M>(scratch.score, block, terms.dropout);
+    if (terms.dropout.on) drop_rows<M>(rows.score, block, terms.dropout);
     const char* const value = t.values + index * value_bytes;
     if (keeps) {
-      matrices.accumulate_kept(block, value, scratch.out);
+      matrices.add_kept_sums(block, rows.weight_sum);
+      matrices.accumulate_kept(block, value, rows.out);
     } else {
-      matrices.accumulate(block, scratch.score, value, flags, scratch.out);
+      matrices.accumulate(block, rows.score, value, flags, rows.out);
     }
   });
-  if constexpr (M::rounds_weights) {  // maxima become exponents, as the others are
-    for (Index r = 0; r < t.rows; ++r)
-      scratch.reference[r] = scratch.reference[r] * factor - T(M::weight_exponent);
+  matrices.settle();
+  if constexpr (M::weight_exponent != 0) {
+    for (Index r = 0; r < t.rows; ++r) scratch.reference[r] -= T(M::weight_exponent);
   }
 }
 
 template <class M, class S>
 void forward(const ForwardTask& t) {
-  const ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim,
-                                              M::rounds_weights);
+  ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim, M::rounds_weights);
+  if (!t.lse) scratch.sum = scratch.weight_sum;  // who would need the other one?
   prepare_rows<M, S>(t, scratch);
   attend<M>(t, scratch);
   finish_rows<typename M::T, S>(t, scratch);
@@ -676,10 +836,11 @@ void weights(const WeightsTask& task) {
   pack_queries<M, S>(t.q, t.rows, t.head_dim, scratch.query);
   scale_queries<M>(t, scratch.query);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
-  typename M::Forward matrices(t, scratch.query, scratch.end);
+  typename M::Forward matrices(t, scratch.query, scratch.score, scratch.end);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
-    matrices.scores(block, t.keys + index * key_bytes,
+    matrices.scores(block, 0, t.keys + index * key_bytes,
                     StoreScores<T, key_block>{scratch.score, nullptr});
+    matrices.settle();
     for (Index r = 0; r < t.rows; ++r) {
       const T row_lse = lse[r * t.lse_stride];
       const Range columns = block.columns(r, 1);

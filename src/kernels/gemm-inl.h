@@ -14,6 +14,9 @@ CATTN_INLINE Index round_up(Index n, Index multiple) {
 }
 CATTN_INLINE Index smaller(Index a, Index b) { return a < b ? a : b; }
 CATTN_INLINE Index larger(Index a, Index b) { return a > b ? a : b; }
+CATTN_INLINE Range whole(Range range, Index step) {
+  return {range.begin / step * step, round_up(range.end, step)};
+}
 
 template <class T>
 CATTN_INLINE void fill(T* p, Index count, T value) {

@@ -14,18 +14,35 @@ CATTN_INLINE uint8_t block_flags(T sum) {
                               (sum < kModerate<T> ? kBlockModerate : 0));
 }
 
-// The sum over lanes of `width` rows of lane-wise sums, one row per lane of the result.
+// What f makes of the lanes of each of `width` rows, one row per lane of the result.
+template <class T, class F>
+CATTN_INLINE typename Vec<T>::V combine_rows(typename Vec<T>::V (&rows)[Vec<T>::width], F f) {
+  using X = Vec<T>;
+  if constexpr (requires { X::combine_rows(rows, f); }) {
+    return X::combine_rows(rows, f);
+  } else {
+    X::transpose(rows);
+    auto all = rows[0];
+    CATTN_UNROLL
+    for (int i = 1; i < X::width; ++i) all = f(rows[i], all);
+    return all;
+  }
+}
+template <class T, class F>
+CATTN_INLINE typename Vec<T>::V combine_rows(const T* lanes, F f) {
+  using X = Vec<T>;
+  typename X::V rows[X::width];
+  CATTN_UNROLL
+  for (int i = 0; i < X::width; ++i) rows[i] = X::load(lanes + i * X::width);
+  return combine_rows<T>(rows, f);
+}
 template <class T>
 CATTN_INLINE typename Vec<T>::V sum_rows(const T* lanes) {
-  using X = Vec<T>;
-  typename X::V tile[X::width];
-  CATTN_UNROLL
-  for (int i = 0; i < X::width; ++i) tile[i] = X::load(lanes + i * X::width);
-  X::transpose(tile);
-  auto sum = tile[0];
-  CATTN_UNROLL
-  for (int i = 1; i < X::width; ++i) sum = X::add(sum, tile[i]);
-  return sum;
+  return combine_rows<T>(lanes, [](auto a, auto b) { return Vec<T>::add(a, b); });
+}
+template <class T>
+CATTN_INLINE typename Vec<T>::V maximum_of_rows(const T* lanes) {
+  return combine_rows<T>(lanes, [](auto a, auto b) { return Vec<T>::max(a, b); });
 }
 
 // From vectors of rows' sums of squares: the largest norm of a row, and the sum of all.

@@ -33,28 +33,49 @@ float largest_norm_of_rows(const S* source, Index stride, Index rows, Index cols
   });
 }
 
-// A range of depth in whole pairs; what it gains is zero in the left operand. An empty one stays
-// empty: nothing was kept for it.
-CATTN_INLINE Range even(Range range) {
-  if (range.begin >= range.end) return {0, 0};
-  return {range.begin / 2 * 2, round_up(range.end, 2)};
+// A range of depth in whole steps of Micro; what it gains is zero in the left operand. An empty one
+// stays empty: nothing was kept for it.
+template <class Micro>
+CATTN_INLINE Range whole_steps(Range range) {
+  return range.begin < range.end ? whole(range, Micro::depth_step) : Range{0, 0};
 }
 
 // left right^T of a block on pairs, tile by tile to `finish`.
 template <class P, class Micro, class Finish>
 CATTN_INLINE void pair_products(Micro& micro, const ScoreBlock& block, LeftPairs left,
                                 RightPairs right, Index depth, Finish finish) {
-  const Range all = block.columns(0, block.rows);
-  const Index first = all.begin / kPairCols * kPairCols;
-  Range columns{0, 0};  // of the row tile at hand: its range is asked for before its products come
-  multiply_pairs<P, true>(
-      micro, left, block.rows, right.at(0, first), round_up(all.end, kPairCols) - first,
-      [&](auto& tile, Index r, Index col) { finish(tile, r, first + col, columns); },
-      [&](Index r, Index count, Index col) {
-        columns = block.columns(r, count);
-        const bool seen = first + col < columns.end && first + col + kPairCols > columns.begin;
-        return Range{0, seen ? round_up(depth, 2) : 0};
-      });
+  if constexpr (Micro::stores_sums) {
+    Micro::row_tiles(block.rows, [&]<int kRows>(Index r) {
+      const Range attended = block.columns(r, kRows);
+      if (attended.begin >= attended.end) return;
+      const Range columns = whole(attended, kPairCols);
+      const RightPairs keys = right.at(0, columns.begin);
+      const Index vectors = (columns.end - columns.begin) / Pairs::width;
+      const Range all_of_it{0, round_up(depth, kPairDepth)};
+      if constexpr (requires { Finish::stride; }) {
+        const PairOutput scores{finish.s, Finish::stride, kPairCols, false};
+        micro.template product<P, kRows>(left.at(r, 0), keys, all_of_it, vectors,
+                                         scores.from(r, columns.begin));
+      } else {
+        micro.template product<P, kRows>(left.at(r, 0), keys, all_of_it, vectors,
+                                         [&](auto& tile, Index i, Index col) {
+                                           finish(tile, r + i, columns.begin + col, attended);
+                                         });
+      }
+    });
+  } else {
+    const Range all = block.columns(0, block.rows);
+    const Index first = all.begin / kPairCols * kPairCols;
+    Range columns{0, 0};  // of the row tile at hand: asked for before its products come
+    multiply_pairs<P, true>(
+        micro, left, block.rows, right.at(0, first), round_up(all.end, kPairCols) - first,
+        [&](auto& tile, Index r, Index col) { finish(tile, r, first + col, columns); },
+        [&](Index r, Index count, Index col) {
+          columns = block.columns(r, count);
+          const bool seen = first + col < columns.end && first + col + kPairCols > columns.begin;
+          return Range{0, seen ? round_up(depth, 2) : 0};
+        });
+  }
 }
 
 // The same by multiply-adds, over the columns of Micro's row tiles, which may be taller.
@@ -79,6 +100,10 @@ struct PairMatrices {
   // are then normal float16.
   static constexpr int weight_exponent = kLargestExponent<Format>;
   static constexpr Index row_padding = Micro::row_padding;
+  // What tile registers leave in memory goes through the L1 cache row tile by row tile.
+  static constexpr bool finishes_in_registers = !Micro::stores_sums;
+  static constexpr Index row_group =
+      Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
   static constexpr int gradient_parts = P::gradient_parts;
 
@@ -86,6 +111,8 @@ struct PairMatrices {
   CATTN_INLINE static void row_tiles(Index rows, F f) {
     Micro::row_tiles(rows, f);
   }
+  // To be called every few hundred cycles in long work between products.
+  CATTN_INLINE static void stay_awake() { Micro::stay_awake(); }
 
   // The sum, by lanes, of 32 probabilities of a row as they are multiplied.
   CATTN_INLINE static Pairs::V sum_rounded(const Pairs::V (&p)[2]) {
@@ -142,6 +169,7 @@ struct PairMatrices {
     CATTN_INLINE float* floats(Index count) {
       return reinterpret_cast<float*>(take(count * static_cast<Index>(sizeof(float))));
     }
+    CATTN_INLINE void* place() const { return next_; }
     CATTN_INLINE Index taken() const {
       return static_cast<Index>(reinterpret_cast<uintptr_t>(next_));
     }
@@ -196,6 +224,7 @@ struct PairMatrices {
     using Tiles = typename Tile::template Forward<float>;
     static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
     static constexpr Tiling tiling{query_block, key_block};
+    static constexpr bool in_place = Micro::stores_sums && weight_parts == 1;
 
    public:
     static Index scratch_bytes(Index head_dim, Index value_dim) {
@@ -204,8 +233,12 @@ struct PairMatrices {
       t.value_dim = value_dim;
       return Memory(t, nullptr).bytes;
     }
-    CATTN_INLINE Forward(const ForwardTask& t, const float* query, void* scratch)
+    CATTN_INLINE Forward(const ForwardTask& t, const float* query, float* score, void* scratch)
         : t_(t), query_(query), memory_(t, scratch) {
+      if constexpr (in_place) {
+        // A row of weights in the first half of its scores: it takes no room in the L1 cache.
+        memory_.weights = {reinterpret_cast<uint16_t*>(score), kPairDepth, 0, 2 * key_block};
+      }
       uint8_t flags = kBlockSplits;
       for (Index d = 0; d < t.head_dim; d += kPairDepth) {
         flags &=
@@ -216,19 +249,20 @@ struct PairMatrices {
     }
 
     template <class Finish>
-    CATTN_INLINE bool scores(const ScoreBlock& block, const char* key, Finish finish) {
+    CATTN_INLINE bool scores(const ScoreBlock& block, Index row, const char* key, Finish finish) {
       const Packed packed{Operand::key, tiling, t_.head_dim, key};
-      if (splits_ && packed.splits()) {
-        pair_products<typename P::OperandProducts>(micro_, block, memory_.query, packed.right(),
-                                                   t_.head_dim, finish);
-        return true;
+      if (splits(key)) {
+        pair_products<typename P::OperandProducts>(micro_, block, memory_.query.at(row, 0),
+                                                   packed.right(), t_.head_dim, finish);
+        return !Micro::stores_sums;
       }
-      products_for<Micro>(block, query_, query_block, packed.panels(memory_.panels), t_.head_dim,
-                          finish);
+      products_for<Micro>(block, query_ + row * kPanel<float>, query_block,
+                          packed.panels(memory_.panels), t_.head_dim, finish);
       return false;
     }
 
-    CATTN_INLINE void accumulate(const ScoreBlock& block, const float* tile, const char* value,
+    // Columns of `tile` outside of the band are overwritten.
+    CATTN_INLINE void accumulate(const ScoreBlock& block, float* tile, const char* value,
                                  uint8_t flags, float* out) {
       if (!(flags & kBlockSplits)) {
         accumulate_block(block, tile, reinterpret_cast<const float*>(value),
@@ -237,7 +271,18 @@ struct PairMatrices {
       }
       const Range all = block.columns(0, block.rows);
       const Index first = all.begin / kPairDepth * kPairDepth;
-      pack_left<Format, weight_parts>(tile + first, key_block, block.rows, all.end - first,
+      // What stands beside the columns that a row tile attends is of other blocks.
+      row_tiles(block.rows, [&]<int kRows>(Index r) {
+        const Range columns = block.columns(r, kRows), steps = whole_steps<Micro>(columns);
+        if (columns.begin >= columns.end) return;
+        for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
+          float* const p = tile + row * key_block;
+          fill(p + steps.begin, columns.begin - steps.begin, 0.0f);
+          fill(p + columns.end, steps.end - columns.end, 0.0f);
+        }
+      });
+      pack_left<Format, weight_parts>(tile + first, key_block, block.rows,
+                                      round_up(all.end, Micro::depth_step) - first,
                                       memory_.weights.at(0, first));
       accumulate_kept(block, value, out);
     }
@@ -252,11 +297,31 @@ struct PairMatrices {
         split_row<Format, weight_parts>(p[0], p[1], all);
         CATTN_UNROLL
         for (int part = 0; part < weight_parts; ++part) {
-          Pairs::store(to.p + i * kPairDepth + part * to.part, all[part]);
+          Pairs::store(to.p + i * to.row + part * to.part, all[part]);
         }
       }
     };
     CATTN_INLINE Keeper keeper(Index row, Index c) const { return {memory_.weights.at(row, c)}; }
+
+    // Whether the products with these keys are of parts, and so finite.
+    CATTN_INLINE bool splits(const char* key) const {
+      return splits_ && Packed{Operand::key, tiling, t_.head_dim, key}.splits();
+    }
+
+    // Whether add_kept_sums() adds up what is kept, in the type in which it is kept.
+    static constexpr bool sums_kept = rounds_weights && Micro::stores_sums;
+    CATTN_INLINE void add_kept_sums(const ScoreBlock& block, float* sums) {
+      if constexpr (sums_kept) {
+        row_tiles(block.rows, [&]<int kRows>(Index r) {
+          micro_.template add_row_sums<Format, kRows>(memory_.weights.at(r, 0),
+                                                      whole_steps<Micro>(block.columns(r, kRows)),
+                                                      sums + r * Pairs::width);
+        });
+      }
+    }
+
+    // What scores, accumulate and add_kept_sums leave is in memory only behind this.
+    CATTN_INLINE void settle() { micro_.flush(); }
 
     // out += weights * value
     CATTN_INLINE void accumulate_kept(const ScoreBlock& block, const char* value, float* out) {
@@ -264,7 +329,7 @@ struct PairMatrices {
           micro_, memory_.weights, block.rows,
           Packed{Operand::value, tiling, t_.value_dim, value}.right(), t_.value_dim,
           PairOutput{out, kPanel<float>, query_block * kPanel<float>, true},
-          [&](Index r, Index count, Index) { return even(block.columns(r, count)); });
+          [&](Index r, Index count, Index) { return whole_steps<Micro>(block.columns(r, count)); });
     }
 
    private:
@@ -276,7 +341,7 @@ struct PairMatrices {
       CATTN_INLINE Memory(const ForwardTask& t, void* scratch) {
         Pieces pieces(scratch);
         query = pieces.left(query_block, t.head_dim, parts);
-        weights = pieces.left(query_block, key_block, weight_parts);
+        weights = pieces.left(in_place ? 0 : row_group, key_block, weight_parts);
         panels = pieces.panels(Operand::key, tiling, t.head_dim);
         bytes = pieces.taken();
       }
@@ -284,7 +349,7 @@ struct PairMatrices {
 
     const ForwardTask& t_;
     const float* query_;
-    const Memory memory_;
+    Memory memory_;
     bool splits_;
     Micro micro_;
   };
@@ -312,47 +377,79 @@ struct PairMatrices {
           fma_(in_panels_, block, nullptr) {}
 
     template <class Finish>
-    CATTN_INLINE void scores(Finish finish) {
+    CATTN_INLINE void scores(const ScoreBlock& group, Index row, Finish finish) {
       if (splits_) {
-        pair_products<typename P::OperandProducts>(micro_, block_, query(t_).left(),
+        pair_products<typename P::OperandProducts>(micro_, group, query(t_).left().at(row, 0),
                                                    key(t_).right(), t_.head_dim, finish);
         return;
       }
-      products_for<Micro>(block_, static_cast<const float*>(in_panels_.query), query_block,
-                          static_cast<const float*>(in_panels_.key), t_.head_dim, finish);
+      products_for<Micro>(group, static_cast<const float*>(in_panels_.query) + row * kPanel<float>,
+                          query_block, static_cast<const float*>(in_panels_.key), t_.head_dim,
+                          finish);
     }
     template <class Finish>
-    CATTN_INLINE void gradients(Finish finish) {
+    CATTN_INLINE void gradients(const ScoreBlock& group, Index row, Finish finish) {
       if (splits_) {
-        pair_products<typename P::OperandProducts>(micro_, block_, grad_out(t_).left(),
+        pair_products<typename P::OperandProducts>(micro_, group, grad_out(t_).left().at(row, 0),
                                                    value_t(t_).right(), t_.value_dim, finish);
         return;
       }
-      products_for<Micro>(block_, static_cast<const float*>(in_panels_.grad_out), query_block,
-                          static_cast<const float*>(in_panels_.value_t), t_.value_dim, finish);
+      products_for<Micro>(
+          group, static_cast<const float*>(in_panels_.grad_out) + row * kPanel<float>, query_block,
+          static_cast<const float*>(in_panels_.value_t), t_.value_dim, finish);
     }
+    // What the products leave is in memory only behind this.
+    CATTN_INLINE void settle() { micro_.flush(); }
+    // dv += p^T dO, dk += ds^T Q, dq += ds K. The tiles are null if keep() has had all of their
+    // rows, for dq perhaps that of an earlier object with the same scratch.
     CATTN_INLINE void add_dv(const float* p) {
       if (!splits_) return fma_.add_dv(p);
-      add_transposed(p, grad_out(t_), t_.dv);
+      add_transposed(p, memory_.probability, grad_out(t_), t_.dv);
     }
     CATTN_INLINE void add_dk(const float* ds) {
       if (!splits_) return fma_.add_dk(ds);
-      add_transposed(ds, query(t_), t_.dk);
+      add_transposed(ds, memory_.dscore, query(t_), t_.dk);
     }
     CATTN_INLINE void add_dq(const float* ds) {
       if (!splits_) return fma_.add_dq(ds);
-      const Scaled scaled = fit<false>(ds);
-      pack_left<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols, memory_.weights);
+      Scaled scaled{nullptr, nullptr};
+      if (ds) {
+        scaled = fit<false>(ds);
+        pack_left<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols,
+                                          memory_.dscore_rows);
+      }
       multiply_pairs<typename P::GradientProducts>(
-          micro_, memory_.weights, t_.rows, key_rows(t_).right(), t_.head_dim,
+          micro_, memory_.dscore_rows, t_.rows, key_rows(t_).right(), t_.head_dim,
           PairOutput{static_cast<float*>(t_.dq), kPanel<float>, query_block * kPanel<float>, true,
                      scaled.back},
-          [&](Index r, Index count, Index) { return even(block_.columns(r, count)); });
+          [&](Index r, Index count, Index) {
+            return whole_steps<Micro>(block_.columns(r, count));
+          });
+    }
+
+    // Packs some rows of the tiles, from `row` on, while they are in the L1 cache.
+    CATTN_INLINE bool keeps() const { return keeps_rows && splits_; }
+    CATTN_INLINE void keep(const float* p, const float* ds, Index row, Index rows) {
+      const auto transposed = [&](const float* tile, LeftPairs left) {
+        pack_left_transposed<Format, gradient_parts>(tile, key_block, rows, t_.cols,
+                                                     left.at(0, row));
+      };
+      stay_awake();
+      if (t_.dv) transposed(p, memory_.probability);
+      stay_awake();
+      if (t_.dk) transposed(ds, memory_.dscore);
+      stay_awake();
+      pack_left<Format, gradient_parts>(ds, key_block, rows, t_.cols,
+                                        memory_.dscore_rows.at(row, 0));
     }
 
    private:
+    static constexpr bool keeps_rows = Micro::stores_sums && !kIsLimited<Format>;
+    static_assert(!keeps_rows || row_group == kPairDepth);
+
     struct Memory {
-      LeftPairs weights;  // or their transpose
+      LeftPairs probability, dscore;  // transposed
+      LeftPairs dscore_rows;
       struct {
         float *tile, *by, *back;
       } scaled;  // where the format's range is limited
@@ -361,8 +458,13 @@ struct PairMatrices {
 
       CATTN_INLINE Memory(const BackwardTask& t, void* scratch) {
         Pieces pieces(scratch);
-        weights = pieces.left(larger(query_block, key_block), larger(query_block, key_block),
-                              gradient_parts);
+        void* const here = pieces.place();
+        probability = pieces.left(key_block, query_block, gradient_parts);
+        // One after the other, if they are not kept.
+        if constexpr (!keeps_rows) pieces = Pieces(here);
+        dscore = pieces.left(key_block, query_block, gradient_parts);
+        if constexpr (!keeps_rows) pieces = Pieces(here);
+        dscore_rows = pieces.left(query_block, key_block, gradient_parts);
         if constexpr (kIsLimited<Format>) {
           const Index longest = larger(query_block, key_block);
           scaled = {pieces.floats(query_block * key_block), pieces.floats(longest),
@@ -456,16 +558,22 @@ struct PairMatrices {
       return {scaled, back};
     }
 
-    // sum += tile^T right
-    CATTN_INLINE void add_transposed(const float* tile, const Packed& right, void* sum) {
-      const LeftPairs left = LeftPairs::make(memory_.weights.p, key_block, query_block);
-      const Scaled scaled = fit<true>(tile);
-      pack_left_transposed<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols, left);
+    // sum += tile^T right, with the transpose in `left`
+    CATTN_INLINE void add_transposed(const float* tile, LeftPairs left, const Packed& right,
+                                     void* sum) {
+      Scaled scaled{nullptr, nullptr};
+      if (tile) {
+        scaled = fit<true>(tile);
+        pack_left_transposed<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols,
+                                                     left);
+      }
       multiply_pairs<typename P::GradientProducts>(
           micro_, left, t_.cols, right.right(), right.cols,
           PairOutput{static_cast<float*>(sum), kPanel<float>, key_block * kPanel<float>, true,
                      scaled.back},
-          [&](Index c, Index count, Index) { return even(block_.rows_of(c, count)); });
+          [&](Index c, Index count, Index) {
+            return whole_steps<Micro>(block_.rows_of(c, count));
+          });
     }
 
     const BackwardTask& t_;

@@ -28,14 +28,17 @@ struct LeftPairs {
   uint16_t* p;
   Index panel;  // elements from one panel to the next: 32 * rows of the memory
   Index part;   // elements from one part to the next
+  // From one row of a panel to the next; only tile registers take another one, where panels lie
+  // side by side in the rows of a larger matrix.
+  Index row = kPairDepth;
 
   CATTN_INLINE static LeftPairs make(void* memory, Index rows, Index depth) {
     return {static_cast<uint16_t*>(memory), round_up(rows, kPairRows) * kPairDepth,
             left_elements(rows, depth)};
   }
   // depth: a multiple of 32
-  CATTN_INLINE LeftPairs at(Index row, Index depth) const {
-    return {p + depth / kPairDepth * panel + row * kPairDepth, panel, part};
+  CATTN_INLINE LeftPairs at(Index r, Index depth) const {
+    return {p + depth / kPairDepth * panel + r * row, panel, part, row};
   }
 };
 
@@ -102,13 +105,13 @@ uint8_t pack_left(const S* source, Index stride, Index rows, Index depth, LeftPa
   for (Index d = 0; d < depth; d += kPairDepth) {
     const Index n = smaller(kPairDepth, depth - d);
     uint16_t* to = left.at(0, d).p;
-    for (Index r = 0; r < rows; ++r, to += kPairDepth) {
+    for (Index r = 0; r < rows; ++r, to += left.row) {
       Pairs::W parts[kParts];
       split_row<F, kParts>(source + r * stride + d, n, range, parts);
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, parts[p]);
     }
-    for (Index r = rows; r < round_up(rows, kPairRows); ++r, to += kPairDepth) {
+    for (Index r = rows; r < round_up(rows, kPairRows); ++r, to += left.row) {
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, Pairs::zero());
     }
@@ -260,10 +263,18 @@ struct PairOutput {
   bool add;                        // c += factor * product, else c = product
   const float* factors = nullptr;  // of the rows, if not 1
 
+  CATTN_INLINE float* at(Index r, Index col) const {
+    return c + r * row + col / kPairCols * panel + col % kPairCols;
+  }
+  CATTN_INLINE PairOutput from(Index r, Index col) const {
+    PairOutput rest = *this;
+    rest.c = at(r, col);
+    return rest;
+  }
   template <int kRows, int kVectors>
   CATTN_INLINE void operator()(Pairs::V (&tile)[kRows][kVectors], Index r, Index col) const {
     using X = Vec<float>;
-    float* const to = c + r * row + col / kPairCols * panel + col % kPairCols;
+    float* const to = at(r, col);
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const auto factor = X::set1(factors ? factors[r + i] : 1.0f);
@@ -277,38 +288,58 @@ struct PairOutput {
 };
 
 // left * right, for the products P of their parts: out(tile, row, col) receives it tile by tile in
-// vectors of 16. depth_range(row, count, col) gives the part of the depth, from an even to an even
-// place, that counts for those rows and the panel of columns from col; where it is empty there is
-// no tile. Rows past `rows`, up to a multiple of 16, and columns past `cols`, up to a multiple of
-// 16, come too (zeros where padding is met). Tile registers take the depth in steps of 32 and put
-// zeros into the left operand outside of the range, so the right operand has to be finite in all of
-// those steps.
+// vectors of 16. depth_range(row, count, col) gives the part of the depth, in whole steps of
+// Micro::depth_step, that counts for those rows and the panel of columns from col (tile registers
+// ask once, with col = 0); where it is empty there is no tile. Rows past `rows`, up to a multiple
+// of 16, and columns past `cols`, up to a multiple of 16, come too (zeros where padding is met).
 //
-// The micro-kernel: row_tiles(rows, f) calls f<kRows>(row), and tile<P, kRows, kVectors> does
-// kRows rows by kVectors * 16 columns.
+// The micro-kernels: row_tiles(rows, f) calls f<kRows>(row). RegisterProducts has
+// tile<P, kRows, kVectors>, which does kRows rows by kVectors * 16 columns; TileProducts, whose
+// stores_sums is true, has product<P, kRows>, which does all columns of kRows rows and leaves sums
+// in memory behind flush().
 template <class P, bool kWholePanels = false, class Micro, class Out, class DepthRange>
 CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, RightPairs right,
                                  Index cols, Out out, DepthRange depth_range) {
-  for (Index col = 0; col < cols; col += kPairCols) {
-    const bool narrow = !kWholePanels && cols - col <= Vec<float>::width;
+  if constexpr (Micro::stores_sums) {
     Micro::row_tiles(rows, [&]<int kRows>(Index r) {
-      const auto [begin, end] = depth_range(r, kRows, col);
-      if (begin >= end) return;
-      const auto put = [&](auto& tile, Index i) { out(tile, r + i, col); };
-      if constexpr (!kWholePanels) {
-        if (narrow) {
-          micro.template tile<P, kRows, 1>(left.at(r, 0), right.at(0, col), begin, end, put);
+      const Range depth = depth_range(r, kRows, 0);
+      if (depth.begin >= depth.end) return;
+      const Index vectors = round_up(cols, Pairs::width) / Pairs::width;
+      // As accurate as float32, the sum starts afresh: the small products come first.
+      constexpr bool as_float32 = P::left_parts == 3;
+      if constexpr (!as_float32 && requires { out.at(r, Index{0}); }) {
+        if (!out.factors) {
+          micro.template product<P, kRows>(left.at(r, 0), right, depth, vectors, out.from(r, 0));
           return;
         }
       }
-      micro.template tile<P, kRows, 2>(left.at(r, 0), right.at(0, col), begin, end, put);
+      micro.template product<P, kRows>(
+          left.at(r, 0), right, depth, vectors,
+          [&](auto& tile, Index i, Index col) { out(tile, r + i, col); });
     });
-  }
+  } else
+    for (Index col = 0; col < cols; col += kPairCols) {
+      const bool narrow = !kWholePanels && cols - col <= Vec<float>::width;
+      Micro::row_tiles(rows, [&]<int kRows>(Index r) {
+        const auto [begin, end] = depth_range(r, kRows, col);
+        if (begin >= end) return;
+        const auto put = [&](auto& tile, Index i) { out(tile, r + i, col); };
+        if constexpr (!kWholePanels) {
+          if (narrow) {
+            micro.template tile<P, kRows, 1>(left.at(r, 0), right.at(0, col), begin, end, put);
+            return;
+          }
+        }
+        micro.template tile<P, kRows, 2>(left.at(r, 0), right.at(0, col), begin, end, put);
+      });
+    }
 }
 
 // The micro-kernel in vector registers: a pair of the left operand is broadcast to all lanes.
 struct RegisterProducts {
   static constexpr bool multiplies_float16 = false;
+  static constexpr bool stores_sums = false;
+  static constexpr Index depth_step = 2;
   static constexpr Index tallest = Tile::rows, row_padding = Tile::rows / 3;
 
   template <class F>
@@ -316,6 +347,9 @@ struct RegisterProducts {
     static_assert(kPairRows % (Tile::rows / 3) == 0);
     for_row_tiles(rows, f);
   }
+
+  CATTN_INLINE static void stay_awake() {}
+  CATTN_INLINE static void flush() {}
 
   template <class P, int kRows, int kVectors, class Put>
   CATTN_INLINE void tile(LeftPairs left, RightPairs right, Index begin, Index end, Put put) const {

@@ -46,6 +46,11 @@ constexpr bool kIsLimited<Float16Pairs> = true;
 template <>
 constexpr int kLargestExponent<Float16Pairs> = 15;
 
+template <class F>
+constexpr uint16_t kOne = 0x3f80;
+template <>
+constexpr uint16_t kOne<Float16Pairs> = 0x3c00;
+
 CATTN_INLINE float largest_lane(Pairs::V x) {
   float lanes[Pairs::width], largest = 0;
   Vec<float>::store(lanes, x);

@@ -7,6 +7,10 @@ struct ScoreBlock {
   Index cols, first_key;
   Band band;
 
+  // Its rows [r, r + count), as far as they exist.
+  CATTN_INLINE ScoreBlock rows_from(Index r, Index count) const {
+    return {smaller(count, rows - r), first_query + r, cols, first_key, band};
+  }
   // Columns that some row in [r, r + count) may attend.
   CATTN_INLINE Range columns(Index r, Index count) const {
     const Index last = smaller(r + count, rows) - 1;
@@ -198,6 +202,7 @@ CATTN_INLINE void transform_row(T* s, Index begin, Index end, const ScoreTerms& 
 // lane-wise maximum over whole panels; NaN is passed over.
 template <class T, Index kStride>
 struct StoreScores {
+  static constexpr Index stride = kStride;
   T* s;
   T* maximum;
 

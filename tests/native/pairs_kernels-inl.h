@@ -8,10 +8,6 @@
 #include "kernels/amx/tile_products-inl.h"
 // clang-format on
 
-struct DepthRange {
-  Index begin, end;
-};
-
 template <class Micro, class L, class R, class P>
 void run_as(PairCase& t) {
   const LeftPairs left = LeftPairs::make(t.left_memory, t.rows, t.depth);
@@ -30,8 +26,10 @@ void run_as(PairCase& t) {
   multiply_pairs<P>(micro, left, t.rows, right, t.cols, PairOutput{t.c, t.c_row, t.c_panel, t.add},
                     [&](Index row, Index count, Index) {
                       const Index seen = round_up(row + count, 2);
-                      return DepthRange{t.begin, t.causal ? smaller(t.end, seen) : t.end};
+                      return whole({t.begin, t.causal ? smaller(t.end, seen) : t.end},
+                                   Micro::depth_step);
                     });
+  micro.flush();
 }
 
 template <class Micro>

@@ -44,6 +44,8 @@ class EmulatedTiles {
     product<Half>(tiles_[kC], tiles_[kA], tiles_[kB]);
   }
 
+  static void stay_awake() {}
+
  private:
   static constexpr int kCols = kTileBytes / 4;
 

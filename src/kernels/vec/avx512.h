@@ -66,6 +66,11 @@ struct Vec<float> {
     return _mm512_scalef_ps(p, _mm512_sub_ps(x, fraction));
   }
 
+  CATTN_INLINE static V fraction_above(V x) {
+    return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  }
+  CATTN_INLINE static V scale2_below(V p, V x) { return _mm512_scalef_ps(p, x); }
+
   // Lanes l with begin <= l < end.
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
     const unsigned upper = end >= width ? 0xffffu : end <= 0 ? 0u : (1u << end) - 1u;
@@ -83,6 +88,7 @@ struct Vec<float> {
   }
   CATTN_INLINE static V select(Mask m, V yes, V no) { return _mm512_mask_blend_ps(m, no, yes); }
   CATTN_INLINE static bool any(Mask m) { return m != 0; }
+  CATTN_INLINE static unsigned bits(Mask m) { return m; }  // one per lane
 
   CATTN_INLINE static Mask words_at_least(const uint32_t* p, uint32_t threshold) {
     return _mm512_cmpge_epu32_mask(_mm512_loadu_si512(p),
@@ -121,6 +127,30 @@ struct Vec<float> {
   template <class S>
   CATTN_INLINE static void store_n(S* p, V a, Index n) {
     _mm256_mask_storeu_epi16(p, first(n), narrow(a, S{}));
+  }
+
+  // Lane r is what f(a, b) makes of the lanes of row r, in any order.
+  template <class F>
+  CATTN_INLINE static V combine_rows(const V (&r)[16], F f) {
+    V pairs[8], fours[4], halves[2];
+    CATTN_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const V a = r[2 * i], b = r[2 * i + 1];
+      pairs[i] = f(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    CATTN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+      fours[i] =
+          f(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    // Each 128-bit lane holds four rows: now the four lanes of each.
+    const auto lanes = [&](V a, V b) {
+      return f(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    CATTN_UNROLL
+    for (int i = 0; i < 2; ++i) halves[i] = lanes(fours[2 * i], fours[2 * i + 1]);
+    return lanes(halves[0], halves[1]);
   }
 
   // 16 rows of 16 to 16 columns of 16.
