@@ -760,14 +760,12 @@ template <class M, class T = typename M::T>
     const uint8_t flags = t.value_flags[index];
     const bool keeps = M::Forward::keeps && (flags & kBlockSplits) && !terms.dropout.on;
     const auto exponentiate = [&]<bool kKeep>() {
-      if constexpr (!M::rounds_weights) {
-        if constexpr (M::finishes_in_registers) {
-          if (bounded) {
-            matrices.scores(
-                block, row, key,
-                StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices});
-            return;
-          }
+      if constexpr (!M::rounds_weights && M::finishes_in_registers) {
+        if (bounded) {
+          matrices.scores(
+              block, row, key,
+              StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices});
+          return;
         }
       }
       const bool has_maxima =

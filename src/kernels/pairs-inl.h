@@ -317,7 +317,7 @@ CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, Right
           left.at(r, 0), right, depth, vectors,
           [&](auto& tile, Index i, Index col) { out(tile, r + i, col); });
     });
-  } else
+  } else {
     for (Index col = 0; col < cols; col += kPairCols) {
       const bool narrow = !kWholePanels && cols - col <= Vec<float>::width;
       Micro::row_tiles(rows, [&]<int kRows>(Index r) {
@@ -333,6 +333,7 @@ CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, Right
         micro.template tile<P, kRows, 2>(left.at(r, 0), right.at(0, col), begin, end, put);
       });
     }
+  }
 }
 
 // The micro-kernel in vector registers: a pair of the left operand is broadcast to all lanes.

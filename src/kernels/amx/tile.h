@@ -52,7 +52,7 @@ class HardwareTiles {
   }
 
   // The unit goes to sleep when it has had no product for some 1,500 cycles, and takes 1,000 to
-  // wake up (measured on Xeons of 2023 and 2024; loads and zeros do not count). Long work beside it
+  // wake up (measured on one Xeon; loads and zeros do not count). Long work beside it
   // calls this every few hundred cycles; register 3 is lost.
   CATTN_INLINE static void stay_awake() { multiply_add<3, 5, 7>(BFloat16{}); }
 

@@ -66,6 +66,7 @@ struct Vec<float> {
     return _mm512_scalef_ps(p, _mm512_sub_ps(x, fraction));
   }
 
+  // Only here, for kernels on pairs: x - floor(x), 0 for an infinity, and p * 2^floor(x).
   CATTN_INLINE static V fraction_above(V x) {
     return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   }

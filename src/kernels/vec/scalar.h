@@ -135,17 +135,6 @@ struct PlainVec {
     return p * reinterpret_cast<V>(bits);
   }
 
-  // The same with n = floor(x), 0 <= fraction_above(x) <= 1 and scale2_below(p, x) = p * 2^n.
-  CATTN_INLINE static V floor(V x) {
-    const V n = nearest(x);
-    return select(greater(n, x), n - T(1), n);
-  }
-  CATTN_INLINE static V fraction_above(V x) {
-    const V y = clamp(x);
-    return y - floor(y);
-  }
-  CATTN_INLINE static V scale2_below(V p, V x) { return scale2(p, floor(x), zero()); }
-
   // Lanes l with begin <= l < end; both may lie outside the vector.
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
     Mask m;
