@@ -300,68 +300,100 @@ CATTN_INLINE void rescale_rows(const ForwardScratch<T>& scratch, Index r, unsign
   }
 }
 
-// softmax_rows where scores are plain and every row attends all of `columns`, whole panels, and the
-// maximum of a row is its reference.
+// Moves the references of rows to `reached` where that is more.
+template <class T>
+CATTN_INLINE void raise_references(const ForwardScratch<T>& scratch, Index rows, const T* reached,
+                                   Index value_dim) {
+  using X = Vec<T>;
+  const auto minus_infinity = X::set1(-T(__builtin_inff()));
+  for (Index first = 0; first < rows; first += X::width) {
+    const auto old = X::load(scratch.reference + first), now = X::load(reached + first);
+    if (const unsigned moved = X::bits(X::greater(now, old))) {
+      X::store(scratch.reference + first, X::max(now, old));
+      const unsigned summed = X::bits(X::greater(old, minus_infinity));
+      rescale_rows(scratch, first, moved & summed, exp2<T>(X::sub(old, now)), value_dim);
+    }
+  }
+}
+
+// softmax_rows where scores are plain, every row attends all of `columns`, whole panels, and the
+// maximum of a row is its reference, which fuses. The weights do not wait for what is summed to
+// follow references that move: that comes behind them.
 template <class M, bool kSum, class T>
 CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index rows, Range columns,
                                      T factor, Index value_dim,
                                      const typename M::Forward& matrices) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
-  const auto minus_infinity = X::set1(-T(__builtin_inff()));
+  constexpr int in_panel = kPanel<T> / X::width;
+  const auto by = X::set1(factor);
+  T reached[M::row_group], sums[kSum ? M::row_group * X::width : 1];
+  static_assert(M::row_group % X::width == 0);
   for (Index first = 0; first < rows; first += X::width) {
-    const Index count = smaller(X::width, rows - first);
-    const T* const scores = scratch.score + first * stride;
     typename X::V maxima[X::width];
-    for (Index i = 0; i < X::width; ++i) {
-      maxima[i] = minus_infinity;
-      if (i < count) maxima[i] = row_maximum(scores + i * stride, columns.begin, columns.end);
+    CATTN_UNROLL
+    for (Index i = 0; i < X::width; ++i) {  // rows past the last repeat it
+      const T* const s = scratch.score + smaller(first + i, rows - 1) * stride;
+      maxima[i] = row_maximum(s, columns.begin, columns.end);
     }
-    const auto of_rows = combine_rows<T>(maxima, [](auto a, auto b) { return X::max(a, b); });
-    const auto reached = X::mul(of_rows, X::set1(factor));
-    const auto old = X::load(scratch.reference + first);
-    if (const unsigned moved = X::bits(X::greater(reached, old))) {
-      const auto reference = X::max(reached, old);
-      X::store(scratch.reference + first, reference);
-      const unsigned summed = X::bits(X::greater(old, minus_infinity));
-      rescale_rows(scratch, first, moved & summed, exp2<T>(X::sub(old, reference)), value_dim);
-    }
-    for (Index r = first; r < first + count; ++r) {
-      if (r % kRowsAwake == kRowsAwake / 2) M::stay_awake();
-      T *const sum = scratch.sum + r * X::width, *const none = nullptr;
-      T by = factor;
-      const T reference = scratch.reference[r];
-      T* const s = scratch.score + r * stride;
-      if (!fuses(reference)) {
-        scale_row(s, columns.begin, columns.end, factor);
-        by = 1;
+    const auto maximum = combine_rows<T>(maxima, [](auto a, auto b) { return X::max(a, b); });
+    X::store(reached + first, X::max(X::mul(maximum, by), X::load(scratch.reference + first)));
+  }
+  for (Index r = 0; r < rows; ++r) {
+    if (r % kRowsAwake == kRowsAwake / 2) M::stay_awake();
+    const auto reference = X::set1(reached[r]);
+    const T* const s = scratch.score + r * stride;
+    auto total = X::zero();
+#pragma GCC unroll 4
+    for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
+      typename X::V p[in_panel];
+      CATTN_UNROLL
+      for (int j = 0; j < in_panel; ++j) {
+        p[j] = exp2_from_below<T, M::weight_exponent>(
+            X::fms(X::load(s + c + j * X::width), by, reference));
+        if constexpr (kSum) total = X::add(total, p[j]);
       }
-      exponentiate_panels<M>(s, columns, kSum ? sum : none, none, Probability<M>(by, reference),
-                             [&](Index c, auto& p) { matrices.keeper(r, c)(0, p); });
+      matrices.keeper(r, c)(0, p);
     }
+    if constexpr (kSum) X::store(sums + r * X::width, total);
+  }
+  raise_references(scratch, rows, reached, value_dim);
+  if constexpr (kSum) {
+    for (Index i = 0; i < rows * X::width; i += X::width)
+      X::store(scratch.sum + i, X::add(X::load(scratch.sum + i), X::load(sums + i)));
   }
 }
 
 // From the products of a block to its probabilities, summed but not yet dropped. `factor` is what
 // brings scores to units of log2(e); has_maxima: the rows' maxima over the panels of their row tile
 // are there; `slope` as in transform_rows. Probabilities take the place of the scores, or with
-// kKeep `matrices` keeps them, the way its next product wants them.
+// kKeep `matrices` keeps them, the way its next product wants them. scores_fuse: they are finite,
+// and references that are their maxima fuse.
 template <class M, bool kMark, bool kKeep = false, class T>
 CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
                                const ScoreTerms& terms, T factor, bool has_maxima, Index value_dim,
                                const typename M::Forward* matrices = nullptr, T* slope = nullptr,
-                               [[maybe_unused]] bool scores_are_finite = false) {
+                               [[maybe_unused]] bool scores_fuse = false) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
   constexpr Index step = kKeep ? kPanel<T> : X::width;
   if constexpr (kKeep && M::Forward::sums_kept) {
     const Range columns = whole(block.columns(0, block.rows), step);
-    if (scores_are_finite && is_plain(terms) &&
-        block.full(0, block.rows, columns.begin, columns.end)) {
-      if (scratch.sum == scratch.weight_sum) {
-        softmax_whole_rows<M, false>(scratch, block.rows, columns, factor, value_dim, *matrices);
+    if (scores_fuse && is_plain(terms) && block.full(0, block.rows, columns.begin, columns.end)) {
+      const auto softmax = [&](Range whole_panels) {
+        if (scratch.sum == scratch.weight_sum) {
+          softmax_whole_rows<M, false>(scratch, block.rows, whole_panels, factor, value_dim,
+                                       *matrices);
+        } else {
+          softmax_whole_rows<M, true>(scratch, block.rows, whole_panels, factor, value_dim,
+                                      *matrices);
+        }
+      };
+      constexpr Range all{0, stride};  // loops of a known length: mostly that is the case
+      if (columns.begin == all.begin && columns.end == all.end) {
+        softmax(all);
       } else {
-        softmax_whole_rows<M, true>(scratch, block.rows, columns, factor, value_dim, *matrices);
+        softmax(columns);
       }
       return;
     }
@@ -634,12 +666,11 @@ CATTN_INLINE bool is_bounded(const ForwardTask& t, T query_norm, T factor, Index
   return key_norm * query_norm * factor <= T(kReach);
 }
 
-// Calls f(block, terms, index) for the key blocks of a task that it attends; index counts from
+// Calls f(block, terms, index) for those of `blocks` that a task attends; index counts from
 // t.first_block.
 template <class T, class F>
-CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
+CATTN_INLINE void for_key_blocks(const ForwardTask& t, Range blocks, F f) {
   constexpr Index key_block = Tile::Forward<T>::key_block;
-  const Range blocks = attended_blocks<T>(t);
   for (Index b = blocks.begin; b < blocks.end; ++b) {
     ScoreTerms terms = *t.terms;
     if (t.mask_kinds) {
@@ -649,19 +680,31 @@ CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
     f(score_block<T>(t, key_block, b), terms, b - t.first_block);
   }
 }
+template <class T, class F>
+CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
+  for_key_blocks<T>(t, attended_blocks<T>(t), f);
+}
 
 // The same for groups of M::row_group rows, f(group, its first row, terms, index), as far as they
-// attend something of a block.
+// attend something of a block. A group's outputs stay in the L1 cache for several key blocks, and
+// the key blocks in the L2 cache for all groups.
+constexpr Index kBytesInL2 = 1 << 19;
 template <class M, class F>
-CATTN_INLINE void for_row_groups(const ForwardTask& t, F f) {
+CATTN_INLINE void for_row_groups(const ForwardTask& t, Index block_bytes, F f) {
   using T = typename M::T;
-  for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
-    for (Index row = 0; row < block.rows; row += M::row_group) {
-      const ScoreBlock group = block.rows_from(row, M::row_group);
-      const Range columns = group.columns(0, group.rows);
-      if (columns.begin < columns.end) f(group, row, terms, index);
+  const Index at_a_time = larger(kBytesInL2 / block_bytes, 1);
+  const Range all = attended_blocks<T>(t);
+  for (Index first = all.begin; first < all.end; first += at_a_time) {
+    const Range blocks{first, smaller(first + at_a_time, all.end)};
+    for (Index row = 0; row < t.rows; row += M::row_group) {
+      for_key_blocks<T>(t, blocks,
+                        [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
+                          const ScoreBlock group = block.rows_from(row, M::row_group);
+                          const Range columns = group.columns(0, group.rows);
+                          if (columns.begin < columns.end) f(group, row, terms, index);
+                        });
     }
-  });
+  }
 }
 
 // Probabilities of a tile of products within kReach, in place of its scores; adds them to the rows'
@@ -753,54 +796,57 @@ template <class M, class T = typename M::T>
                        is_bounded(t, query_norm, factor, key_bytes);
   if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
   typename M::Forward matrices(t, scratch.query, scratch.score, scratch.end);
-  for_row_groups<M>(t, [&](const ScoreBlock& block, Index row, const ScoreTerms& terms,
-                           Index index) {
-    const ForwardScratch<T> rows = scratch.from(row);
-    const char* const key = t.keys + index * key_bytes;
-    const uint8_t flags = t.value_flags[index];
-    const bool keeps = M::Forward::keeps && (flags & kBlockSplits) && !terms.dropout.on;
-    const auto exponentiate = [&]<bool kKeep>() {
-      if constexpr (!M::rounds_weights && M::finishes_in_registers) {
-        if (bounded) {
-          matrices.scores(
-              block, row, key,
-              StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices});
-          return;
+  for_row_groups<M>(
+      t, key_bytes + value_bytes,
+      [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
+        const ForwardScratch<T> rows = scratch.from(row);
+        const char* const key = t.keys + index * key_bytes;
+        const uint8_t flags = t.value_flags[index];
+        const bool keeps = M::Forward::keeps && (flags & kBlockSplits) && !terms.dropout.on;
+        const auto exponentiate = [&]<bool kKeep>() {
+          if constexpr (!M::rounds_weights && M::finishes_in_registers) {
+            if (bounded) {
+              matrices.scores(
+                  block, row, key,
+                  StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices});
+              return;
+            }
+          }
+          const bool has_maxima =
+              matrices.scores(block, row, key, StoreScores<T, key_block>{rows.score, rows.maximum});
+          matrices.settle();
+          if constexpr (!M::rounds_weights) {
+            if (bounded) {
+              StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices}.rows();
+              return;
+            }
+          }
+          const T reach = query_norm * BlockTail<T>::of(key, key_bytes).norm * factor;
+          const auto softmax = [&]<bool kMark>() {
+            softmax_rows<M, kMark, kKeep>(rows, block, terms, factor, has_maxima, t.value_dim,
+                                          &matrices, static_cast<T*>(nullptr),
+                                          matrices.splits(key) && fuses(reach));
+          };
+          if (kKeep || (flags & kBlockFinite)) {
+            softmax.template operator()<false>();
+          } else {
+            softmax.template operator()<true>();
+          }
+        };
+        if (keeps) {
+          exponentiate.template operator()<M::Forward::keeps>();
+        } else {
+          exponentiate.template operator()<false>();
         }
-      }
-      const bool has_maxima =
-          matrices.scores(block, row, key, StoreScores<T, key_block>{rows.score, rows.maximum});
-      matrices.settle();
-      if constexpr (!M::rounds_weights) {
-        if (bounded) {
-          StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices}.rows();
-          return;
+        if (terms.dropout.on) drop_rows<M>(rows.score, block, terms.dropout);
+        const char* const value = t.values + index * value_bytes;
+        if (keeps) {
+          matrices.add_kept_sums(block, rows.weight_sum);
+          matrices.accumulate_kept(block, value, rows.out);
+        } else {
+          matrices.accumulate(block, rows.score, value, flags, rows.out);
         }
-      }
-      const auto softmax = [&]<bool kMark>() {
-        softmax_rows<M, kMark, kKeep>(rows, block, terms, factor, has_maxima, t.value_dim,
-                                      &matrices, static_cast<T*>(nullptr), matrices.splits(key));
-      };
-      if (kKeep || (flags & kBlockFinite)) {
-        softmax.template operator()<false>();
-      } else {
-        softmax.template operator()<true>();
-      }
-    };
-    if (keeps) {
-      exponentiate.template operator()<M::Forward::keeps>();
-    } else {
-      exponentiate.template operator()<false>();
-    }
-    if (terms.dropout.on) drop_rows<M>(rows.score, block, terms.dropout);
-    const char* const value = t.values + index * value_bytes;
-    if (keeps) {
-      matrices.add_kept_sums(block, rows.weight_sum);
-      matrices.accumulate_kept(block, value, rows.out);
-    } else {
-      matrices.accumulate(block, rows.score, value, flags, rows.out);
-    }
-  });
+      });
   matrices.settle();
   if constexpr (M::weight_exponent != 0) {
     for (Index r = 0; r < t.rows; ++r) scratch.reference[r] -= T(M::weight_exponent);

@@ -25,6 +25,10 @@ class EmulatedTiles {
                        static_cast<size_t>(t.shape.row_bytes));
     }
   }
+  template <int kTile>
+  void load_streamed(const void* p, Index stride) {
+    load<kTile>(p, stride);
+  }
 
   template <int kTile>
   void store(void* p, Index stride) const {

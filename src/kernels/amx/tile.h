@@ -38,6 +38,14 @@ class HardwareTiles {
                      : "i"(kTile), "r"(p), "r"(stride)
                      : "memory");
   }
+  // The same of what is not to drive other lines out of the L1 cache.
+  template <int kTile>
+  CATTN_INLINE void load_streamed(const void* p, Index stride) {
+    __asm__ volatile("tileloaddt1 (%1,%2,1), %%tmm%c0"
+                     :
+                     : "i"(kTile), "r"(p), "r"(stride)
+                     : "memory");
+  }
   template <int kTile>
   CATTN_INLINE void store(void* p, Index stride) const {
     __asm__ volatile("tilestored %%tmm%c0, (%1,%2,1)"

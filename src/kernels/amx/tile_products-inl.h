@@ -126,11 +126,11 @@ class TileProducts {
     };
     const auto step = [&]<bool kFirst>(const uint16_t* a, const uint16_t* b) {
       tiles_.template load<4>(a, row_bytes);
-      tiles_.template load<6>(b, 2 * kTileBytes);
+      tiles_.template load_streamed<6>(b, 2 * kTileBytes);
       if constexpr (kFirst) begin_sum<0>(c(0, 0), stride, to.add);
       multiply_add<P, 0, 4, 6>();
       if constexpr (two_cols) {
-        tiles_.template load<7>(b + kPairDepth, 2 * kTileBytes);
+        tiles_.template load_streamed<7>(b + kPairDepth, 2 * kTileBytes);
         if constexpr (kFirst) begin_sum<1>(c(0, 1), stride, to.add);
         multiply_add<P, 1, 4, 7>();
       }
