@@ -48,20 +48,6 @@ CATTN_INLINE void score_gradient_row(const T* p, T* dp, Index begin, Index end, 
   }
 }
 
-// Both at once, of scores that are products as they are.
-template <class T>
-CATTN_INLINE void plain_gradient_row(T* p, T* dp, Index begin, Index end, T factor, RowScale<T> row,
-                                     T delta) {
-  using X = Vec<T>;
-  const auto by = X::set1(factor), shift = X::set1(row.shift), scale = X::set1(row.scale);
-  const auto d = X::set1(delta);
-  for (Index c = begin; c < end; c += X::width) {
-    const auto probability = X::mul(exp2_above<T>(X::mul(X::load(p + c), by), shift), scale);
-    X::store(p + c, probability);
-    X::store(dp + c, X::mul(probability, X::sub(X::load(dp + c), d)));
-  }
-}
-
 // ds = ds * slope, the derivative of a softcap; marks of masked positions stay.
 template <class T>
 CATTN_INLINE void apply_slope_row(T* ds, const T* slope, Index begin, Index end) {
@@ -154,6 +140,63 @@ struct StoreScoreGradients {
   }
 };
 
+// Probabilities and score gradients of a group of rows, from `row` of the block on, to `matrices`,
+// which keeps them for the products that add: in registers from the products s and dp on. Scores
+// are plain and every row attends all of the group.
+template <class M, class T = typename M::T>
+CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBlock& group, Index row,
+                                 const T* s, const T* dp, T factor, const RowScale<T>* row_scales,
+                                 const T* delta) {
+  using X = Vec<T>;
+  using V = typename X::V;
+  constexpr Index stride = Tile::Backward<T>::key_block;
+  constexpr Index awake =
+      kRowsAwake >> M::gradient_parts;  // the more parts, the longer a row takes
+  constexpr RowScale<T> nothing{T(__builtin_inff()), T(1)};  // what a missing row comes to is 0
+  const auto by = X::set1(factor);
+  for (Index r = 0; r < M::row_group; r += 2) {
+    if (r % awake == awake / 2) M::stay_awake();
+    V shift[2], scale[2], d[2];
+    for (Index i = 0; i < 2; ++i) {
+      const bool exists = r + i < group.rows;
+      const RowScale<T> of_row = exists ? row_scales[r + i] : nothing;
+      shift[i] = X::set1(of_row.shift);
+      scale[i] = X::set1(of_row.scale);
+      d[i] = X::set1(exists ? delta[r + i] : T(0));
+    }
+    for (Index c = 0; c < group.cols; c += kPanel<T>) {
+      V p[2][2], ds[2][2];
+      CATTN_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        CATTN_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          const Index at = (r + i) * stride + c + j * X::width;
+          const V score = X::load(s + at);
+          V power;
+          if constexpr (M::gradient_parts == 3) {
+            power = exp2_above<T>(X::mul(score, by), shift[i]);
+          } else {
+            power = exp2_from_below<T, 0>(X::fms(score, by, shift[i]));
+          }
+          p[i][j] = X::mul(power, scale[i]);
+          ds[i][j] = X::mul(p[i][j], X::sub(X::load(dp + at), d[i]));
+        }
+      }
+      if (r >= group.rows || c + kPanel<T> > group.cols) {
+        for (int i = 0; i < 2; ++i) {
+          for (int j = 0; j < 2; ++j) {
+            const Index exist = r < group.rows ? group.cols - c - j * X::width : 0;
+            const auto lanes = X::lanes_between(0, exist);
+            p[i][j] = X::select(lanes, p[i][j], X::zero());
+            ds[i][j] = X::select(lanes, ds[i][j], X::zero());
+          }
+        }
+      }
+      matrices.keep(row + r, c, p, ds);
+    }
+  }
+}
+
 CATTN_INLINE ScoreBlock score_block(const BackwardTask& t) {
   return {t.rows, t.first_query, t.cols, t.first_key, t.band};
 }
@@ -164,8 +207,8 @@ CATTN_INLINE bool is_plain_block(const BackwardTask& t, const ScoreBlock& block)
 }
 // Whether rows are packed for the products that add as they come, by what both kernels know.
 template <class Matrices>
-CATTN_INLINE bool keeps_rows(const Matrices& matrices, const BackwardTask& t,
-                             const ScoreBlock& block) {
+CATTN_INLINE bool keeps_gradients(const Matrices& matrices, const BackwardTask& t,
+                                  const ScoreBlock& block) {
   return matrices.keeps() && is_plain_block(t, block);
 }
 
@@ -187,14 +230,14 @@ void backward(const BackwardTask& t) {
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || terms.mask.data || terms.bias.data;
   const bool plain = is_plain_block(t, block);
-  const bool kept = keeps_rows(matrices, t, block);
+  const bool kept = keeps_gradients(matrices, t, block);
   for (Index first = 0; first < t.rows; first += M::row_group) {
     const ScoreBlock group = block.rows_from(first, M::row_group);
     const Range attended = group.columns(0, group.rows);
     if (attended.begin >= attended.end) continue;
     // Rows that are packed as they come take the place of those before, in the L1 cache.
     T* const p_rows = kept ? p : p + first * key_block;
-    T* const ds_rows = kept && !t.dscore ? ds : ds + first * key_block;
+    T* const ds_rows = kept ? ds : ds + first * key_block;
     if constexpr (M::finishes_in_registers) {
       if (plain) {
         matrices.scores(group, first,
@@ -207,6 +250,13 @@ void backward(const BackwardTask& t) {
     matrices.scores(group, first, StoreScores<T, key_block>{p_rows, nullptr});
     matrices.gradients(group, first, StoreScores<T, key_block>{ds_rows, nullptr});
     matrices.settle();
+    if constexpr (M::keeps_gradients) {
+      if (kept) {
+        keep_gradients<M>(matrices, group, first, p_rows, ds_rows, factor, row_scales + first,
+                          delta + first);
+        continue;
+      }
+    }
     const auto gradient_rows = [&]<bool kMark>() {
       M::row_tiles(group.rows, [&]<int kRows>(Index r) {
         const Range columns = group.columns(r, kRows);
@@ -219,11 +269,6 @@ void backward(const BackwardTask& t) {
           T* const p_row = p_rows + row * key_block;
           T* const ds_row = ds_rows + row * key_block;
           const T row_delta = delta[first + row];
-          if (plain) {
-            plain_gradient_row(p_row, ds_row, begin, end, factor, row_scales[first + row],
-                               row_delta);
-            continue;
-          }
           exponentiate_row_below<T, kMark>(p_row, begin, end, factor, row_scales[first + row]);
           if (!terms.dropout.on) {
             score_gradient_row(p_row, ds_row, begin, end, row_delta, kMark);
@@ -242,7 +287,6 @@ void backward(const BackwardTask& t) {
     } else {
       gradient_rows.template operator()<false>();
     }
-    if (kept) matrices.keep(p_rows, ds_rows, first, group.rows);
   }
   if (!whole) {
     mark_outside<M>(block, p);
@@ -264,7 +308,7 @@ void backward_dq(const BackwardTask& t) {
   const BackwardScratch<typename M::T> scratch(t.scratch);
   const ScoreBlock block = score_block(t);
   typename M::Backward matrices(t, block, scratch.end);
-  matrices.add_dq(keeps_rows(matrices, t, block) ? nullptr : scratch.dscore);
+  matrices.add_dq(keeps_gradients(matrices, t, block) ? nullptr : scratch.dscore);
   matrices.settle();
 }
 
@@ -303,24 +347,43 @@ void row_terms(const RowTermsTask& t) {
   if (t.dsink) *t.dsink = dsink;
 }
 
-template <class T, class S>
+template <class M, class S>
 void flush(const FlushTask& t) {
+  using T = typename M::T;
   using X = Vec<T>;
-  const Index block_rows =
-      t.query_side ? Tile::Backward<T>::query_block : Tile::Backward<T>::key_block;
-  const auto factor = X::set1(static_cast<T>(t.factor));
+  constexpr Index width = X::width;
   const T* const accumulator = static_cast<const T*>(t.accumulator);
-  for (Index r = 0; r < t.rows; ++r) {
-    S* const out = static_cast<S*>(t.out.data) + r * t.out.row_stride;
-    prefetch_row(out + kRowsAhead * t.out.row_stride, t.cols);
-    for (Index col = 0; col < t.cols; col += X::width) {
-      const Index at = (col / kPanel<T> * block_rows + r) * kPanel<T> + col % kPanel<T>;
-      const auto x = accumulator ? X::mul(X::load(accumulator + at), factor) : X::zero();
-      const Index n = t.cols - col;
-      if (n >= X::width) {
-        X::store(out + col, x);
+  const auto factor = X::set1(accumulator ? static_cast<T>(t.factor) : T(0));
+  // The accumulator is in panels of the block's rows, or that of its transpose in panels of theirs.
+  const bool transposed = M::transposes_keys && !t.query_side;
+  const Index panel_rows = transposed     ? round_up(t.cols, kPanel<T>)
+                           : t.query_side ? Tile::Backward<T>::query_block
+                                          : Tile::Backward<T>::key_block;
+  const auto vector_at = [&](Index r, Index col) {
+    if (!accumulator) return X::zero();
+    return X::load(accumulator + (col / kPanel<T> * panel_rows + r) * kPanel<T> + col % kPanel<T>);
+  };
+  for (Index first = 0; first < t.rows; first += width) {
+    const Index count = smaller(width, t.rows - first);
+    S* const out = static_cast<S*>(t.out.data) + first * t.out.row_stride;
+    for (Index r = 0; r < count; ++r) prefetch_row(out + (r + width) * t.out.row_stride, t.cols);
+    for (Index col = 0; col < t.cols; col += width) {
+      typename X::V rows[width];
+      if (transposed) {
+        for (Index i = 0; i < width; ++i) rows[i] = vector_at(col + i, first);
+        X::transpose(rows);
       } else {
-        X::store_n(out + col, x, n);
+        for (Index r = 0; r < count; ++r) rows[r] = vector_at(first + r, col);
+      }
+      const Index n = t.cols - col;
+      for (Index r = 0; r < count; ++r) {
+        S* const to = out + r * t.out.row_stride + col;
+        const auto x = X::mul(rows[r], factor);
+        if (n >= width) {
+          X::store(to, x);
+        } else {
+          X::store_n(to, x, n);
+        }
       }
     }
   }

@@ -40,6 +40,7 @@ struct FmaMatrices {
   // while the scores are in registers.
   static constexpr Index row_group = Tile::template Forward<T>::query_block;
   static constexpr bool finishes_in_registers = true;
+  static constexpr bool keeps_gradients = false, transposes_keys = false;  // see PairMatrices
   static constexpr int weight_parts = 1;
 
   // Calls f<kRows>(row) for the row tiles that products are made of.
@@ -119,7 +120,6 @@ struct FmaMatrices {
     }
     CATTN_INLINE void settle() {}
     CATTN_INLINE bool keeps() const { return false; }
-    CATTN_INLINE void keep(const T*, const T*, Index, Index) {}
     // dv += p^T dO
     CATTN_INLINE void add_dv(const T* p) {
       add_transposed(p, static_cast<const T*>(t_.grad_out), t_.value_dim, static_cast<T*>(t_.dv));

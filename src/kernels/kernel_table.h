@@ -214,6 +214,8 @@ struct MatrixKernels {
   void (*weights)(const WeightsTask&);
   void (*backward)(const BackwardTask&);
   void (*backward_dq)(const BackwardTask&);
+  void (*flush)(const FlushTask&);
+  void (*flush_wide)(const FlushTask&);  // to rows of the arithmetic type
 };
 
 struct KernelSet : MatrixKernels {
@@ -222,8 +224,6 @@ struct KernelSet : MatrixKernels {
   Index (*jvp_scratch_bytes)(Index head_dim, Index value_dim);
   void (*jvp)(const JvpTask&);  // of operands packed for multiply-adds
   void (*row_terms)(const RowTermsTask&);
-  void (*flush)(const FlushTask&);
-  void (*flush_wide)(const FlushTask&);  // to rows of the arithmetic type
   void (*rope)(const RopeTask&);
 };
 

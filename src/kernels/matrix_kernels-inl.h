@@ -20,5 +20,7 @@ constexpr MatrixKernels matrix_kernels() {
           forward<M, S>,
           weights<M, S>,
           backward<M>,
-          backward_dq<M>};
+          backward_dq<M>,
+          flush<M, S>,
+          flush<M, T>};
 }

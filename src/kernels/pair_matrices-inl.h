@@ -15,7 +15,7 @@ struct PairPrecision {
   static constexpr int weight_parts = Weights::left_parts;
   static constexpr int gradient_parts = Gradients::left_parts;
   static_assert(Operands::left_parts == parts && Weights::right_parts == parts);
-  static_assert(Gradients::right_parts == parts);
+  static_assert(Gradients::right_parts == parts && Gradients::left_parts == parts);
 };
 
 template <class S>
@@ -106,6 +106,13 @@ struct PairMatrices {
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
   static constexpr int gradient_parts = P::gradient_parts;
+  // The sums dk and dv are those of the transposes, K^T and V^T: what is computed, p and ds, is
+  // then the right operand of both products, which takes it as it comes, two rows at a time. As the
+  // left one it would have to be transposed.
+  static constexpr bool transposes_keys = true;
+  // Whether p and ds of plain blocks are packed as they come, while they are in registers.
+  static constexpr bool keeps_gradients = Micro::stores_sums && !kIsLimited<Format>;
+  static_assert(!keeps_gradients || row_group == kPairDepth);
 
   template <class F>
   CATTN_INLINE static void row_tiles(Index rows, F f) {
@@ -124,9 +131,9 @@ struct PairMatrices {
 
   static Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
     const Index rows = block_rows(operand, tiling);
-    Index elements =
-        is_transposed(operand) ? right_elements(cols, rows) : right_elements(rows, cols);
-    if (is_query(operand)) elements += left_elements(rows, cols);
+    const Index elements = is_query(operand) ? left_elements(rows, cols) + left_elements(cols, rows)
+                           : is_transposed(operand) ? right_elements(cols, rows)
+                                                    : right_elements(rows, cols);
     const Index pairs = elements * parts * 2 + 64;
     return larger(pairs, panel_bytes<float>(operand, tiling, cols));
   }
@@ -140,16 +147,14 @@ struct PairMatrices {
     // The norms of keys bound the scores; nobody asks for those of others.
     if (t.operand == Operand::key) tail.norm = largest_norm_of_rows(source, stride, t.rows, t.cols);
     uint8_t flags;
-    if (is_transposed(t.operand)) {
-      const RightPairs right = RightPairs::make(t.packed, t.cols, rows);
-      flags = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, right);
+    const Packed packed{t.operand, tiling, t.cols, t.packed};
+    if (is_query(t.operand)) {
+      flags = pack_left<Format, parts>(source, stride, t.rows, t.cols, packed.left());
+      pack_left_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.left_transposed());
+    } else if (is_transposed(t.operand)) {
+      flags = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.right());
     } else {
-      const RightPairs right = RightPairs::make(t.packed, rows, t.cols);
-      flags = pack_right<Format, parts>(source, stride, t.rows, t.cols, right);
-      if (is_query(t.operand)) {
-        pack_left<Format, parts>(source, stride, t.rows, t.cols,
-                                 Packed{t.operand, tiling, t.cols, t.packed}.left());
-      }
+      flags = pack_right<Format, parts>(source, stride, t.rows, t.cols, packed.right());
     }
     tail.flags = flags;
     if (flags & kBlockSplits) return flags;
@@ -162,6 +167,9 @@ struct PairMatrices {
     CATTN_INLINE explicit Pieces(void* memory) : next_(static_cast<char*>(memory)) {}
     CATTN_INLINE LeftPairs left(Index rows, Index depth, Index part_count) {
       return LeftPairs::make(take(left_elements(rows, depth) * part_count * 2), rows, depth);
+    }
+    CATTN_INLINE RightPairs right(Index depth, Index cols, Index part_count) {
+      return RightPairs::make(take(right_elements(depth, cols) * part_count * 2), depth, cols);
     }
     CATTN_INLINE float* panels(Operand operand, const Tiling& tiling, Index cols) {
       return reinterpret_cast<float*>(take(panel_bytes<float>(operand, tiling, cols)));
@@ -194,23 +202,28 @@ struct PairMatrices {
       const Index bytes = packed_bytes(operand, tiling, cols);
       return BlockTail<float>::of(static_cast<const char*>(memory), bytes).flags & kBlockSplits;
     }
+    // Of keys and values.
     CATTN_INLINE RightPairs right() const {
       const Index rows = block_rows(operand, tiling);
       void* const p = const_cast<void*>(memory);
       return is_transposed(operand) ? RightPairs::make(p, cols, rows)
                                     : RightPairs::make(p, rows, cols);
     }
-    // Of queries: behind the right operand.
+    // Of queries: as they are, and behind that their transpose.
     CATTN_INLINE LeftPairs left() const {
+      return LeftPairs::make(const_cast<void*>(memory), block_rows(operand, tiling), cols);
+    }
+    CATTN_INLINE LeftPairs left_transposed() const {
       const Index rows = block_rows(operand, tiling);
-      auto* const p = static_cast<uint16_t*>(const_cast<void*>(memory));
-      return LeftPairs::make(p + right_elements(rows, cols) * parts, rows, cols);
+      return LeftPairs::make(left().p + left_elements(rows, cols) * parts, cols, rows);
     }
     // In panels of float32, in `room` if they have to be put together.
     CATTN_INLINE const float* panels(float* room) const {
       if (!memory || !splits()) return static_cast<const float*>(memory);
       const Index rows = block_rows(operand, tiling);
-      if (is_transposed(operand)) {
+      if (is_query(operand)) {
+        unpack_left<Format, parts>(left(), rows, cols, room, rows * kPanel<float>);
+      } else if (is_transposed(operand)) {
         unpack_right<Format, parts>(right(), cols, rows, room, cols * kPanel<float>);
       } else {
         unpack_right<Format, parts>(right(), rows, cols, room, rows * kPanel<float>);
@@ -403,12 +416,12 @@ struct PairMatrices {
     // dv += p^T dO, dk += ds^T Q, dq += ds K. The tiles are null if keep() has had all of their
     // rows, for dq perhaps that of an earlier object with the same scratch.
     CATTN_INLINE void add_dv(const float* p) {
-      if (!splits_) return fma_.add_dv(p);
-      add_transposed(p, memory_.probability, grad_out(t_), t_.dv);
+      if (splits_) return add_to_keys(p, memory_.probability, grad_out(t_), t_.dv);
+      add_panels_to_keys(t_.value_dim, t_.dv, [&] { fma_.add_dv(p); });
     }
     CATTN_INLINE void add_dk(const float* ds) {
-      if (!splits_) return fma_.add_dk(ds);
-      add_transposed(ds, memory_.dscore, query(t_), t_.dk);
+      if (splits_) return add_to_keys(ds, memory_.dscore, query(t_), t_.dk);
+      add_panels_to_keys(t_.head_dim, t_.dk, [&] { fma_.add_dk(ds); });
     }
     CATTN_INLINE void add_dq(const float* ds) {
       if (!splits_) return fma_.add_dq(ds);
@@ -427,43 +440,51 @@ struct PairMatrices {
           });
     }
 
-    // Packs some rows of the tiles, from `row` on, while they are in the L1 cache.
-    CATTN_INLINE bool keeps() const { return keeps_rows && splits_; }
-    CATTN_INLINE void keep(const float* p, const float* ds, Index row, Index rows) {
-      const auto transposed = [&](const float* tile, LeftPairs left) {
-        pack_left_transposed<Format, gradient_parts>(tile, key_block, rows, t_.cols,
-                                                     left.at(0, row));
+    // Keeps 32 columns, from c on, of two rows of probabilities and score gradients.
+    CATTN_INLINE bool keeps() const { return keeps_gradients && splits_; }
+    CATTN_INLINE void keep(Index row, Index c, const Pairs::V (&p)[2][2],
+                           const Pairs::V (&ds)[2][2]) const {
+      const auto keep_right = [&](const Pairs::V(&x)[2][2], RightPairs to) {
+        CATTN_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          Pairs::W all[gradient_parts];
+          split<Format, gradient_parts>(x[0][j], x[1][j], all);
+          CATTN_UNROLL
+          for (int part = 0; part < gradient_parts; ++part)
+            Pairs::store(to.at(row, c + j * Pairs::width).p + part * to.part, all[part]);
+        }
       };
-      stay_awake();
-      if (t_.dv) transposed(p, memory_.probability);
-      stay_awake();
-      if (t_.dk) transposed(ds, memory_.dscore);
-      stay_awake();
-      pack_left<Format, gradient_parts>(ds, key_block, rows, t_.cols,
-                                        memory_.dscore_rows.at(row, 0));
+      if (t_.dv) keep_right(p, memory_.probability);
+      if (t_.dk) keep_right(ds, memory_.dscore);
+      CATTN_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const LeftPairs to = memory_.dscore_rows.at(row + i, c);
+        Pairs::W all[gradient_parts];
+        split_row<Format, gradient_parts>(ds[i][0], ds[i][1], all);
+        CATTN_UNROLL
+        for (int part = 0; part < gradient_parts; ++part)
+          Pairs::store(to.p + part * to.part, all[part]);
+      }
     }
 
    private:
-    static constexpr bool keeps_rows = Micro::stores_sums && !kIsLimited<Format>;
-    static_assert(!keeps_rows || row_group == kPairDepth);
-
     struct Memory {
-      LeftPairs probability, dscore;  // transposed
+      RightPairs probability, dscore;
       LeftPairs dscore_rows;
       struct {
         float *tile, *by, *back;
       } scaled;  // where the format's range is limited
-      float *query, *grad_out, *key, *value_t, *key_rows;
+      float *query, *grad_out, *key, *value_t, *key_rows, *sums;
       Index bytes;
 
       CATTN_INLINE Memory(const BackwardTask& t, void* scratch) {
         Pieces pieces(scratch);
         void* const here = pieces.place();
-        probability = pieces.left(key_block, query_block, gradient_parts);
+        probability = pieces.right(query_block, key_block, gradient_parts);
         // One after the other, if they are not kept.
-        if constexpr (!keeps_rows) pieces = Pieces(here);
-        dscore = pieces.left(key_block, query_block, gradient_parts);
-        if constexpr (!keeps_rows) pieces = Pieces(here);
+        if constexpr (!keeps_gradients) pieces = Pieces(here);
+        dscore = pieces.right(query_block, key_block, gradient_parts);
+        if constexpr (!keeps_gradients) pieces = Pieces(here);
         dscore_rows = pieces.left(query_block, key_block, gradient_parts);
         if constexpr (kIsLimited<Format>) {
           const Index longest = larger(query_block, key_block);
@@ -475,6 +496,7 @@ struct PairMatrices {
         key = pieces.panels(Operand::key, tiling, t.head_dim);
         value_t = pieces.panels(Operand::value_t, tiling, t.value_dim);
         key_rows = pieces.panels(Operand::key_rows, tiling, t.head_dim);
+        sums = pieces.floats(key_block * round_up(larger(t.head_dim, t.value_dim), kPairCols));
         bytes = pieces.taken();
       }
     };
@@ -502,6 +524,7 @@ struct PairMatrices {
       all.key = key(t).panels(memory_.key);
       all.value_t = value_t(t).panels(memory_.value_t);
       all.key_rows = key_rows(t).panels(memory_.key_rows);
+      all.dk = all.dv = memory_.sums;
       return all;
     }
     // A tile of weights or score gradients that fits into the format: each row of the left operand
@@ -543,7 +566,8 @@ struct PairMatrices {
           by[r] = largest_lane(largest);
         }
       }
-      for (Index i = 0; i < (kTransposed ? t_.cols : t_.rows); ++i) {
+      const Index scaled_rows = kTransposed ? round_up(t_.cols, X::width) : t_.rows;
+      for (Index i = 0; i < scaled_rows; ++i) {
         const int exponent = fitting_exponent<Format>(by[i]);
         by[i] = float_power_of_2(exponent);
         back[i] = float_power_of_2(-exponent);
@@ -558,22 +582,50 @@ struct PairMatrices {
       return {scaled, back};
     }
 
-    // sum += tile^T right, with the transpose in `left`
-    CATTN_INLINE void add_transposed(const float* tile, LeftPairs left, const Packed& right,
-                                     void* sum) {
+    // sum += of^T tile, with the tile packed in `right`; null: it is there
+    CATTN_INLINE void add_to_keys(const float* tile, RightPairs right, const Packed& of,
+                                  void* sum) {
       Scaled scaled{nullptr, nullptr};
       if (tile) {
         scaled = fit<true>(tile);
-        pack_left_transposed<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols,
-                                                     left);
+        pack_right<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols, right);
       }
-      multiply_pairs<typename P::GradientProducts>(
-          micro_, left, t_.cols, right.right(), right.cols,
-          PairOutput{static_cast<float*>(sum), kPanel<float>, key_block * kPanel<float>, true,
-                     scaled.back},
-          [&](Index c, Index count, Index) {
-            return whole_steps<Micro>(block_.rows_of(c, count));
-          });
+      const LeftPairs left = of.left_transposed();
+      const PairOutput to{static_cast<float*>(sum),
+                          kPanel<float>,
+                          round_up(of.cols, kPairCols) * kPanel<float>,
+                          true,
+                          nullptr,
+                          scaled.back};
+      for (Index c = 0; c < t_.cols; c += kPairCols) {
+        const Range depth = whole_steps<Micro>(block_.rows_of(c, kPairCols));
+        multiply_pairs<typename P::GradientProducts>(micro_, left, of.cols, right.at(0, c),
+                                                     smaller(kPairCols, t_.cols - c), to.from(0, c),
+                                                     [&](Index, Index, Index) { return depth; });
+      }
+    }
+
+    // The same by multiply-adds: add() adds to memory_.sums, in panels of (keys, cols).
+    template <class F>
+    [[gnu::noinline]] void add_panels_to_keys(Index cols, void* sum, F add) {
+      using X = Vec<float>;
+      const Index padded = round_up(cols, kPairCols);
+      fill(memory_.sums, key_block * padded, 0.0f);
+      add();
+      for (Index c = 0; c < t_.cols; c += X::width) {
+        for (Index d = 0; d < padded; d += X::width) {
+          Pairs::V rows[X::width];
+          for (Index i = 0; i < X::width; ++i)
+            rows[i] = X::load(memory_.sums + (d / kPairCols * key_block + c + i) * kPairCols +
+                              d % kPairCols);
+          X::transpose(rows);
+          for (Index i = 0; i < X::width; ++i) {
+            float* const to = static_cast<float*>(sum) +
+                              (c / kPairCols * padded + d + i) * kPairCols + c % kPairCols;
+            X::store(to, X::add(X::load(to), rows[i]));
+          }
+        }
+      }
     }
 
     const BackwardTask& t_;

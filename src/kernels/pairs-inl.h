@@ -219,6 +219,24 @@ void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Inde
   }
 }
 
+// The same of a left operand of (rows, depth), in panels of (rows, 32).
+template <class F, int kParts>
+void unpack_left(LeftPairs left, Index rows, Index depth, float* panels, Index panel) {
+  using X = Vec<float>;
+  using Half = typename F::Half;
+  for (Index d = 0; d < depth; d += kPairDepth, panels += panel) {
+    for (Index r = 0; r < rows; ++r) {
+      const Half* const from = reinterpret_cast<const Half*>(left.at(r, d).p);
+      for (Index i = 0; i < kPairDepth; i += X::width) {
+        auto sum = X::zero();
+        CATTN_UNROLL
+        for (int p = kParts - 1; p >= 0; --p) sum = X::add(sum, X::load(from + i + p * left.part));
+        X::store(panels + r * kPairDepth + i, sum);
+      }
+    }
+  }
+}
+
 // Which parts are multiplied: part i of the left operand with part j of the right one wherever
 // i + j < kOrders, about 2^-8 smaller for every step of i + j; the small ones first, so that they
 // are not lost in a sum that is large already. With |x - hi| <= 2^-8 |x| and so on (parts-inl.h),
@@ -260,8 +278,9 @@ struct Products {
 struct PairOutput {
   float* c;
   Index row, panel;
-  bool add;                        // c += factor * product, else c = product
-  const float* factors = nullptr;  // of the rows, if not 1
+  bool add;                               // c += factor * product, else c = product
+  const float* factors = nullptr;         // of the rows, if not 1
+  const float* column_factors = nullptr;  // likewise
 
   CATTN_INLINE float* at(Index r, Index col) const {
     return c + r * row + col / kPairCols * panel + col % kPairCols;
@@ -269,6 +288,8 @@ struct PairOutput {
   CATTN_INLINE PairOutput from(Index r, Index col) const {
     PairOutput rest = *this;
     rest.c = at(r, col);
+    if (factors) rest.factors += r;
+    if (column_factors) rest.column_factors += col;
     return rest;
   }
   template <int kRows, int kVectors>
@@ -281,7 +302,9 @@ struct PairOutput {
       CATTN_UNROLL
       for (int j = 0; j < kVectors; ++j) {
         float* const p = to + i * row + j * X::width;
-        X::store(p, add ? X::fma(tile[i][j], factor, X::load(p)) : tile[i][j]);
+        auto x = tile[i][j];
+        if (column_factors) x = X::mul(x, X::load(column_factors + col + j * X::width));
+        X::store(p, add ? X::fma(x, factor, X::load(p)) : x);
       }
     }
   }
@@ -308,7 +331,7 @@ CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, Right
       // As accurate as float32, the sum starts afresh: the small products come first.
       constexpr bool as_float32 = P::left_parts == 3;
       if constexpr (!as_float32 && requires { out.at(r, Index{0}); }) {
-        if (!out.factors) {
+        if (!out.factors && !out.column_factors) {
           micro.template product<P, kRows>(left.at(r, 0), right, depth, vectors, out.from(r, 0));
           return;
         }

@@ -9,8 +9,6 @@ constexpr KernelSet kernel_set() {
           jvp_scratch_bytes<T>,
           jvp<T, S>,
           row_terms<T, S>,
-          flush<T, S>,
-          flush<T, T>,
           rope<T, S>};
 }
 
