@@ -209,7 +209,7 @@ CATTN_INLINE bool is_plain_block(const BackwardTask& t, const ScoreBlock& block)
 template <class Matrices>
 CATTN_INLINE bool keeps_gradients(const Matrices& matrices, const BackwardTask& t,
                                   const ScoreBlock& block) {
-  return matrices.keeps() && is_plain_block(t, block);
+  return matrices.keeps() && is_plain_block(t, block) && !t.dscore;
 }
 
 template <class M>

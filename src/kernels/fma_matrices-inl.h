@@ -68,7 +68,12 @@ struct FmaMatrices {
    public:
     static constexpr bool keeps = false, sums_kept = false;  // see PairMatrices
     static Index scratch_bytes(Index, Index) { return 0; }
-    CATTN_INLINE Forward(const ForwardTask& t, const T* query, T*, void*) : t_(t), query_(query) {}
+    template <class S>
+    static PackedQueries<T> pack_queries(const ForwardTask& t, T* query, void*) {
+      return {pack_scaled_queries<FmaMatrices, S>(t, query), false, true};
+    }
+    CATTN_INLINE Forward(const ForwardTask& t, const PackedQueries<T>&, T* query, T*, void*)
+        : t_(t), query_(query) {}
 
     // Q K^T, tile by tile to `finish`. Returns whether maxima are there, of row_tiles.
     // `row` is the block's first row of the query block.

@@ -580,16 +580,6 @@ CATTN_INLINE ScoreBlock score_block(const ForwardTask& t, Index key_block, Index
           t.band};
 }
 
-// Rows of queries, packed; row tiles may read a few rows past the last one, which are zeros.
-template <class M, class S, class T = typename M::T>
-CATTN_INLINE void pack_queries(ConstRows q, Index rows, Index head_dim, T* packed) {
-  constexpr Index query_block = Tile::Forward<T>::query_block;
-  const Index tile_rows = smaller(round_up(rows, M::row_padding), query_block);
-  pack_panels<T>(static_cast<const S*>(q.data), q.row_stride, rows, head_dim, packed, query_block);
-  for (Index col = 0; col < head_dim; col += kPanel<T>)
-    fill(packed + col * query_block + rows * kPanel<T>, (tile_rows - rows) * kPanel<T>, T(0));
-}
-
 // Sums that are still empty, in the rows that row tiles and vectors of rows touch.
 template <class M, class T>
 CATTN_INLINE void clear_sums(Index rows, Index value_dim, T* out, T* sum) {
@@ -604,7 +594,6 @@ template <class M, class S, class T>
 CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   constexpr Index width = Vec<T>::width;
   const Index vector_rows = round_up(t.rows, width);
-  pack_queries<M, S>(t.q, t.rows, t.head_dim, scratch.query);
   clear_sums<M>(t.rows, t.value_dim, scratch.out, scratch.sum);
   if constexpr (M::rounds_weights) fill(scratch.weight_sum, vector_rows * width, T(0));
   fill(scratch.reference, vector_rows, -T(__builtin_inff()));
@@ -617,37 +606,6 @@ CATTN_INLINE Range attended_blocks(const ForwardTask& t) {
   constexpr Index key_block = Tile::Forward<T>::key_block;
   const Index end = highest_key(t.band, t.first_query + t.rows - 1);
   return {lowest_key(t.band, t.first_query) / key_block, (end + key_block - 1) / key_block};
-}
-
-// The factor that queries are multiplied by when they are packed; scores still need the rest.
-template <class M>
-CATTN_INLINE double query_factor(const ScoreTerms& terms) {
-  const double factor = exponent_factor(terms);
-  return M::scales_queries && folds_scale(terms) && factor <= 1 ? factor : 1;
-}
-template <class M>
-CATTN_INLINE double rest_of_factor(const ScoreTerms& terms) {
-  return query_factor<M>(terms) == 1 ? exponent_factor(terms) : 1;
-}
-
-// Multiplies the packed queries by their factor. Returns the largest norm; inf if a number is not
-// finite.
-template <class M, class T>
-CATTN_INLINE T scale_queries(const ForwardTask& t, T* query) {
-  using X = Vec<T>;
-  constexpr Index query_block = Tile::Forward<T>::query_block;
-  const auto factor = X::set1(static_cast<T>(query_factor<M>(*t.terms)));
-  return largest_norm<T>(t.rows, [&](Index r) {
-    T* const row = query + r * kPanel<T>;
-    auto squares = X::zero();
-    for (Index col = 0; col < t.head_dim; col += X::width) {
-      T* const p = row + col / kPanel<T> * query_block * kPanel<T> + col % kPanel<T>;
-      const auto x = X::mul(X::load(p), factor);
-      squares = X::fma(x, x, squares);
-      X::store(p, x);
-    }
-    return squares;
-  });
 }
 
 // Whether |q| |k| <= kReach, in units of log2(e), for all that a task attends, and its values
@@ -784,18 +742,18 @@ struct StoreBoundedProbabilities {
 
 // The loop over key blocks, shared by all types in memory.
 template <class M, class T = typename M::T>
-[[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+[[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch,
+                              const PackedQueries<T>& queries) {
   using Tiles = typename Tile::Forward<T>;
   constexpr Index key_block = Tiles::key_block;
   constexpr Tiling tiling{Tiles::query_block, key_block};
   const Index key_bytes = M::packed_bytes(Operand::key, tiling, t.head_dim);
   const Index value_bytes = M::packed_bytes(Operand::value, tiling, t.value_dim);
-  const T query_norm = scale_queries<M>(t, scratch.query);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
   const bool bounded = !M::rounds_weights && (factor == 1 || !M::scales_queries) &&
-                       is_bounded(t, query_norm, factor, key_bytes);
+                       is_bounded(t, queries.norm, factor, key_bytes);
   if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
-  typename M::Forward matrices(t, scratch.query, scratch.score, scratch.end);
+  typename M::Forward matrices(t, queries, scratch.query, scratch.score, scratch.end);
   for_row_groups<M>(
       t, key_bytes + value_bytes,
       [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
@@ -821,7 +779,7 @@ template <class M, class T = typename M::T>
               return;
             }
           }
-          const T reach = query_norm * BlockTail<T>::of(key, key_bytes).norm * factor;
+          const T reach = queries.norm * BlockTail<T>::of(key, key_bytes).norm * factor;
           const auto softmax = [&]<bool kMark>() {
             softmax_rows<M, kMark, kKeep>(rows, block, terms, factor, has_maxima, t.value_dim,
                                           &matrices, static_cast<T*>(nullptr),
@@ -858,7 +816,7 @@ void forward(const ForwardTask& t) {
   ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim, M::rounds_weights);
   if (!t.lse) scratch.sum = scratch.weight_sum;  // who would need the other one?
   prepare_rows<M, S>(t, scratch);
-  attend<M>(t, scratch);
+  attend<M>(t, scratch, M::Forward::template pack_queries<S>(t, scratch.query, scratch.end));
   finish_rows<typename M::T, S>(t, scratch);
 }
 
@@ -877,10 +835,9 @@ void weights(const WeightsTask& task) {
   S* const weight = static_cast<S*>(task.weights.data);
   const T* const lse = static_cast<const T*>(t.lse);
   for (Index r = 0; r < t.rows; ++r) fill(weight + r * task.weights.row_stride, task.keys, S{});
-  pack_queries<M, S>(t.q, t.rows, t.head_dim, scratch.query);
-  scale_queries<M>(t, scratch.query);
+  const auto queries = M::Forward::template pack_queries<S>(t, scratch.query, scratch.end);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
-  typename M::Forward matrices(t, scratch.query, scratch.score, scratch.end);
+  typename M::Forward matrices(t, queries, scratch.query, scratch.score, scratch.end);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     matrices.scores(block, 0, t.keys + index * key_bytes,
                     StoreScores<T, key_block>{scratch.score, nullptr});

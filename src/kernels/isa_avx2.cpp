@@ -30,6 +30,7 @@ struct Tile {
 #include "kernels/pack-inl.h"
 #include "kernels/score-inl.h"
 #include "kernels/dropout-inl.h"
+#include "kernels/queries-inl.h"
 #include "kernels/fma_matrices-inl.h"
 #include "kernels/forward-inl.h"
 #include "kernels/backward-inl.h"

@@ -33,6 +33,11 @@ float largest_norm_of_rows(const S* source, Index stride, Index rows, Index cols
   });
 }
 
+// A bound of the norm of `cols` elements. Where p is rounded nothing is gained by a better one.
+CATTN_INLINE float norm_bound(float largest, Index cols) {
+  return largest * __builtin_sqrtf(static_cast<float>(cols));
+}
+
 // A range of depth in whole steps of Micro; what it gains is zero in the left operand. An empty one
 // stays empty: nothing was kept for it.
 template <class Micro>
@@ -141,23 +146,26 @@ struct PairMatrices {
   template <class S>
   static uint8_t pack(const PackTask& t, const Tiling& tiling) {
     const S* const source = static_cast<const S*>(t.source.data);
-    const Index stride = t.source.row_stride, rows = block_rows(t.operand, tiling);
+    const Index stride = t.source.row_stride;
     auto& tail =
         BlockTail<float>::of(static_cast<char*>(t.packed), packed_bytes(t.operand, tiling, t.cols));
-    // The norms of keys bound the scores; nobody asks for those of others.
-    if (t.operand == Operand::key) tail.norm = largest_norm_of_rows(source, stride, t.rows, t.cols);
-    uint8_t flags;
+    PackedRange range;
     const Packed packed{t.operand, tiling, t.cols, t.packed};
     if (is_query(t.operand)) {
-      flags = pack_left<Format, parts>(source, stride, t.rows, t.cols, packed.left());
+      range = pack_left<Format, parts>(source, stride, t.rows, t.cols, packed.left());
       pack_left_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.left_transposed());
     } else if (is_transposed(t.operand)) {
-      flags = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.right());
+      range = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.right());
     } else {
-      flags = pack_right<Format, parts>(source, stride, t.rows, t.cols, packed.right());
+      range = pack_right<Format, parts>(source, stride, t.rows, t.cols, packed.right());
     }
-    tail.flags = flags;
-    if (flags & kBlockSplits) return flags;
+    // The norms of keys bound the scores; nobody asks for those of others.
+    if (t.operand == Operand::key) {
+      tail.norm = rounds_weights ? norm_bound(range.largest, t.cols)
+                                 : largest_norm_of_rows(source, stride, t.rows, t.cols);
+    }
+    tail.flags = range.flags;
+    if (range.flags & kBlockSplits) return range.flags;
     return pack_in_panels<float, S>(t, tiling, tail);
   }
 
@@ -246,19 +254,33 @@ struct PairMatrices {
       t.value_dim = value_dim;
       return Memory(t, nullptr).bytes;
     }
-    CATTN_INLINE Forward(const ForwardTask& t, const float* query, float* score, void* scratch)
-        : t_(t), query_(query), memory_(t, scratch) {
+    // Packs the queries of a task. Returns what is known of them.
+    template <class S>
+    static PackedQueries<float> pack_queries(const ForwardTask& t, float* query, void* scratch) {
+      const LeftPairs left = Memory(t, scratch).query;
+      if constexpr (rounds_weights && !scales_queries) {
+        const auto range = pack_left<Format, parts>(static_cast<const S*>(t.q.data), t.q.row_stride,
+                                                    t.rows, t.head_dim, left);
+        const bool splits = (range.flags & kBlockSplits) != 0;
+        if (!splits) pack_scaled_queries<PairMatrices, S>(t, query);
+        return {norm_bound(range.largest, t.head_dim), splits, !splits};
+      }
+      const float norm = pack_scaled_queries<PairMatrices, S>(t, query);
+      uint8_t flags = kBlockSplits;
+      for (Index d = 0; d < t.head_dim; d += kPairDepth) {
+        flags &= pack_left<Format, parts>(query + d * query_block, kPanel<float>, t.rows,
+                                          smaller(kPairDepth, t.head_dim - d), left.at(0, d))
+                     .flags;
+      }
+      return {norm, flags != 0, true};
+    }
+    CATTN_INLINE Forward(const ForwardTask& t, const PackedQueries<float>& queries, float* query,
+                         float* score, void* scratch)
+        : t_(t), query_(query), memory_(t, scratch), queries_(queries) {
       if constexpr (in_place) {
         // A row of weights in the first half of its scores: it takes no room in the L1 cache.
         memory_.weights = {reinterpret_cast<uint16_t*>(score), kPairDepth, 0, 2 * key_block};
       }
-      uint8_t flags = kBlockSplits;
-      for (Index d = 0; d < t.head_dim; d += kPairDepth) {
-        flags &=
-            pack_left<Format, parts>(query + d * query_block, kPanel<float>, t.rows,
-                                     smaller(kPairDepth, t.head_dim - d), memory_.query.at(0, d));
-      }
-      splits_ = flags != 0;
     }
 
     template <class Finish>
@@ -268,6 +290,11 @@ struct PairMatrices {
         pair_products<typename P::OperandProducts>(micro_, block, memory_.query.at(row, 0),
                                                    packed.right(), t_.head_dim, finish);
         return !Micro::stores_sums;
+      }
+      if (!queries_.in_panels) {
+        unpack_left<Format, parts>(memory_.query, query_block, t_.head_dim, query_,
+                                   query_block * kPanel<float>);
+        queries_.in_panels = true;
       }
       products_for<Micro>(block, query_ + row * kPanel<float>, query_block,
                           packed.panels(memory_.panels), t_.head_dim, finish);
@@ -318,7 +345,7 @@ struct PairMatrices {
 
     // Whether the products with these keys are of parts, and so finite.
     CATTN_INLINE bool splits(const char* key) const {
-      return splits_ && Packed{Operand::key, tiling, t_.head_dim, key}.splits();
+      return queries_.split && Packed{Operand::key, tiling, t_.head_dim, key}.splits();
     }
 
     // Whether add_kept_sums() adds up what is kept, in the type in which it is kept.
@@ -361,9 +388,9 @@ struct PairMatrices {
     };
 
     const ForwardTask& t_;
-    const float* query_;
+    float* query_;
     Memory memory_;
-    bool splits_;
+    PackedQueries<float> queries_;
     Micro micro_;
   };
 

@@ -78,30 +78,43 @@ CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[k
 
 // The same from memory, where n of them exist.
 template <class F, int kParts, class S>
-CATTN_INLINE void split_row(const S* p, Index n, PartsRange& range, Pairs::W (&parts)[kParts]) {
-  constexpr Index width = Pairs::width;
-  const auto first = load_up_to(p, n), second = load_up_to(p + (n > width ? width : 0), n - width);
-  range.see(first);
-  range.see(second);
-  split_row<F, kParts>(first, second, parts);
+CATTN_INLINE void split_row(const S* p, Index n, RangeOf<F, kParts, S>& range,
+                            Pairs::W (&parts)[kParts]) {
+  if constexpr (kIsPart<F, kParts, S>) {
+    parts[0] = Pairs::load_up_to(&p->bits, n);
+    range.see(parts[0]);
+  } else {
+    constexpr Index width = Pairs::width;
+    const auto first = load_up_to(p, n),
+               second = load_up_to(p + (n > width ? width : 0), n - width);
+    range.see(first);
+    range.see(second);
+    split_row<F, kParts>(first, second, parts);
+  }
 }
 
 // The rows 2k and 2k + 1 (of which `rows` exist, 0 to 2) of 16 columns (n exist) as pairs.
 template <class F, int kParts, class S>
-CATTN_INLINE void split_two_rows(const S* p, Index stride, Index rows, Index n, PartsRange& range,
-                                 Pairs::W (&parts)[kParts]) {
-  const auto lower = load_up_to(p, rows > 0 ? n : 0);
-  const auto upper = load_up_to(rows > 1 ? p + stride : p, rows > 1 ? n : 0);
-  range.see(lower);
-  range.see(upper);
-  split<F, kParts>(lower, upper, parts);
+CATTN_INLINE void split_two_rows(const S* p, Index stride, Index rows, Index n,
+                                 RangeOf<F, kParts, S>& range, Pairs::W (&parts)[kParts]) {
+  const S* const next = rows > 1 ? p + stride : p;
+  const Index lower_count = rows > 0 ? n : 0, upper_count = rows > 1 ? n : 0;
+  if constexpr (kIsPart<F, kParts, S>) {
+    parts[0] = Pairs::load_pairs(&p->bits, lower_count, &next->bits, upper_count);
+    range.see(parts[0]);
+  } else {
+    const auto lower = load_up_to(p, lower_count), upper = load_up_to(next, upper_count);
+    range.see(lower);
+    range.see(upper);
+    split<F, kParts>(lower, upper, parts);
+  }
 }
 
 // Left operand from (rows, depth) in memory: Q for Q K^T, dO for dO V^T, P for P V, dS for dS K.
-// S is the type in memory. Returns the block's flags.
+// S is the type in memory.
 template <class F, int kParts, class S>
-uint8_t pack_left(const S* source, Index stride, Index rows, Index depth, LeftPairs left) {
-  PartsRange range;
+PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, LeftPairs left) {
+  RangeOf<F, kParts, S> range;
   for (Index d = 0; d < depth; d += kPairDepth) {
     const Index n = smaller(kPairDepth, depth - d);
     uint16_t* to = left.at(0, d).p;
@@ -116,14 +129,14 @@ uint8_t pack_left(const S* source, Index stride, Index rows, Index depth, LeftPa
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, Pairs::zero());
     }
   }
-  return range.flags<F>();
+  return range.template range<F>();
 }
 
 // Left operand from its transpose (depth, rows) in memory: P for P^T dO, dS for dS^T Q.
 template <class F, int kParts, class S>
-uint8_t pack_left_transposed(const S* source, Index stride, Index depth, Index rows,
-                             LeftPairs left) {
-  PartsRange range;
+PackedRange pack_left_transposed(const S* source, Index stride, Index depth, Index rows,
+                                 LeftPairs left) {
+  RangeOf<F, kParts, S> range;
   for (Index d = 0; d < depth; d += kPairDepth) {
     for (Index r = 0; r < rows; r += kPairRows) {
       Pairs::W parts[kParts][16];
@@ -145,13 +158,13 @@ uint8_t pack_left_transposed(const S* source, Index stride, Index depth, Index r
       }
     }
   }
-  return range.flags<F>();
+  return range.template range<F>();
 }
 
 // Right operand from (depth, cols) in memory: V for P V, K for dS K, Q for dS^T Q, dO for P^T dO.
 template <class F, int kParts, class S>
-uint8_t pack_right(const S* source, Index stride, Index depth, Index cols, RightPairs right) {
-  PartsRange range;
+PackedRange pack_right(const S* source, Index stride, Index depth, Index cols, RightPairs right) {
+  RangeOf<F, kParts, S> range;
   for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
     uint16_t* to = right.at(0, c).p;
     const Index n = cols - c;
@@ -164,14 +177,14 @@ uint8_t pack_right(const S* source, Index stride, Index depth, Index cols, Right
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * right.part, parts[p]);
     }
   }
-  return range.flags<F>();
+  return range.template range<F>();
 }
 
 // Right operand from its transpose (cols, depth) in memory: K for Q K^T, V for dO V^T.
 template <class F, int kParts, class S>
-uint8_t pack_right_transposed(const S* source, Index stride, Index cols, Index depth,
-                              RightPairs right) {
-  PartsRange range;
+PackedRange pack_right_transposed(const S* source, Index stride, Index cols, Index depth,
+                                  RightPairs right) {
+  RangeOf<F, kParts, S> range;
   for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
     for (Index d = 0; d < depth; d += kPairDepth) {
       const Index n = smaller(kPairDepth, depth - d);
@@ -194,7 +207,7 @@ uint8_t pack_right_transposed(const S* source, Index stride, Index cols, Index d
       }
     }
   }
-  return range.flags<F>();
+  return range.template range<F>();
 }
 
 // The numbers of a right operand again, the sums of their parts, in panels of (depth, 32) that are

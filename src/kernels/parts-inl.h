@@ -72,20 +72,61 @@ CATTN_INLINE float float_power_of_2(int n) {
 constexpr uint32_t kModerateBits = (127u + 20u) << 23;  // 2^20: kModerate, squared
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
+// What is known of a packed block: its flags, and a bound of its largest element.
+struct PackedRange {
+  uint8_t flags;
+  float largest;  // inf if an element is not finite
+};
+
+// From the extremes of the bits of |x| and of those less one.
+template <class F>
+CATTN_INLINE PackedRange packed_range(uint32_t high, uint32_t low) {
+  const bool finite = high < kInfinityBits;
+  const bool splits = high <= kLargestSplitBits<F> && low >= kSmallestSplitBits<F> - 1u;
+  return {static_cast<uint8_t>((finite ? kBlockFinite : 0) |
+                               (high < kModerateBits ? kBlockModerate : 0) |
+                               (splits ? kBlockSplits : 0)),
+          finite ? float_from_bits(high) : __builtin_inff()};
+}
+
 // The extremes of the elements seen.
 struct PartsRange {
   Pairs::W largest = Pairs::zero(), smallest = ~Pairs::zero();
 
   CATTN_INLINE void see(Pairs::V x) { Pairs::track(x, largest, smallest); }
   template <class F>
-  CATTN_INLINE uint8_t flags() const {
-    const uint32_t high = Pairs::largest_lane(largest), low = Pairs::smallest_lane(smallest);
-    const bool splits = high <= kLargestSplitBits<F> && low >= kSmallestSplitBits<F> - 1u;
-    return static_cast<uint8_t>((high < kInfinityBits ? kBlockFinite : 0) |
-                                (high < kModerateBits ? kBlockModerate : 0) |
-                                (splits ? kBlockSplits : 0));
+  CATTN_INLINE PackedRange range() const {
+    return packed_range<F>(Pairs::largest_lane(largest), Pairs::smallest_lane(smallest));
   }
 };
+// The same of bfloat16 that are packed as they are.
+struct HalvesRange {
+  Pairs::W largest = Pairs::zero(), smallest = ~Pairs::zero();
+
+  CATTN_INLINE void see(Pairs::W x) { Pairs::track_halves(x, largest, smallest); }
+  template <class F>
+  CATTN_INLINE PackedRange range() const {
+    const uint32_t low = Pairs::smallest_half(smallest) + 1u;  // 2^16 if all are zeros
+    return packed_range<F>(Pairs::largest_half(largest) << 16, (low << 16) - 1u);
+  }
+};
+
+// Whether an element in memory is its one part as it is.
+template <class F, int kParts, class S>
+constexpr bool kIsPart = false;
+template <>
+constexpr bool kIsPart<Pairs, 1, BFloat16> = true;
+
+template <bool kHalves>
+struct RangeType {
+  using Type = PartsRange;
+};
+template <>
+struct RangeType<true> {
+  using Type = HalvesRange;
+};
+template <class F, int kParts, class S>
+using RangeOf = typename RangeType<kIsPart<F, kParts, S>>::Type;
 
 // parts[p] holds part p of `lower` and `upper` as pairs.
 template <class F, int kParts>

@@ -14,14 +14,19 @@ void run_as(PairCase& t) {
   const RightPairs right = RightPairs::make(t.right_memory, t.depth, t.cols);
   const L* const left_source = static_cast<const L*>(t.left);
   const R* const right_source = static_cast<const R*>(t.right);
-  t.left_flags = t.left_transposed ? pack_left_transposed<typename P::Format, P::left_parts>(
-                                         left_source, t.left_stride, t.depth, t.rows, left)
-                                   : pack_left<typename P::Format, P::left_parts>(
-                                         left_source, t.left_stride, t.rows, t.depth, left);
-  t.right_flags = t.right_transposed ? pack_right_transposed<typename P::Format, P::right_parts>(
-                                           right_source, t.right_stride, t.cols, t.depth, right)
-                                     : pack_right<typename P::Format, P::right_parts>(
-                                           right_source, t.right_stride, t.depth, t.cols, right);
+  using Format = typename P::Format;
+  const PackedRange left_range =
+      t.left_transposed
+          ? pack_left_transposed<Format, P::left_parts>(left_source, t.left_stride, t.depth, t.rows,
+                                                        left)
+          : pack_left<Format, P::left_parts>(left_source, t.left_stride, t.rows, t.depth, left);
+  const PackedRange right_range = t.right_transposed
+                                      ? pack_right_transposed<Format, P::right_parts>(
+                                            right_source, t.right_stride, t.cols, t.depth, right)
+                                      : pack_right<Format, P::right_parts>(
+                                            right_source, t.right_stride, t.depth, t.cols, right);
+  t.left_flags = left_range.flags;
+  t.right_flags = right_range.flags;
   Micro micro;
   multiply_pairs<P>(micro, left, t.rows, right, t.cols, PairOutput{t.c, t.c_row, t.c_panel, t.add},
                     [&](Index row, Index count, Index) {

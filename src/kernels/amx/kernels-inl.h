@@ -11,6 +11,7 @@
 #include "kernels/pack-inl.h"
 #include "kernels/score-inl.h"
 #include "kernels/dropout-inl.h"
+#include "kernels/queries-inl.h"
 #include "kernels/fma_matrices-inl.h"
 #include "kernels/pair_matrices-inl.h"
 #include "kernels/forward-inl.h"

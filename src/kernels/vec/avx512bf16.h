@@ -16,6 +16,21 @@ struct Pairs {
     return _mm512_set1_epi32(pair);
   }
 
+  CATTN_INLINE static __mmask32 first(Index n) {
+    return n >= 32 ? ~__mmask32{0} : n <= 0 ? 0 : (__mmask32{1} << n) - 1;
+  }
+  CATTN_INLINE static W load_up_to(const uint16_t* p, Index n) {
+    return _mm512_maskz_loadu_epi16(first(n), p);
+  }
+  CATTN_INLINE static W load_pairs(const uint16_t* lower, Index lower_count, const uint16_t* upper,
+                                   Index upper_count) {
+    const auto load_half = [](const uint16_t* p, Index n) {
+      return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(first(n)), p));
+    };
+    return _mm512_or_si512(load_half(lower, lower_count),
+                           _mm512_slli_epi32(load_half(upper, upper_count), 16));
+  }
+
   CATTN_INLINE static W round(V lower, V upper) {
     // The instruction puts all of `lower` before all of `upper`; one permutation makes pairs.
     const W order = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005,
@@ -58,6 +73,19 @@ struct Pairs {
   }
   CATTN_INLINE static uint32_t largest_lane(W a) { return _mm512_reduce_max_epu32(a); }
   CATTN_INLINE static uint32_t smallest_lane(W a) { return _mm512_reduce_min_epu32(a); }
+  CATTN_INLINE static void track_halves(W x, W& largest, W& smallest) {
+    const W bits = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
+    largest = _mm512_max_epu16(largest, bits);
+    smallest = _mm512_min_epu16(smallest, _mm512_add_epi16(bits, _mm512_set1_epi16(-1)));
+  }
+  CATTN_INLINE static uint32_t largest_half(W a) {
+    const W low = _mm512_and_si512(a, _mm512_set1_epi32(0xffff)), high = _mm512_srli_epi32(a, 16);
+    return largest_lane(_mm512_max_epu32(low, high));
+  }
+  CATTN_INLINE static uint32_t smallest_half(W a) {
+    const W low = _mm512_and_si512(a, _mm512_set1_epi32(0xffff)), high = _mm512_srli_epi32(a, 16);
+    return smallest_lane(_mm512_min_epu32(low, high));
+  }
 };
 
 // Of float16, for AMX-FP16. The conversions are those of AVX-512: they keep subnormal float16

@@ -25,6 +25,23 @@ struct PlainPairs {
     return W{} + pair;
   }
 
+  // The first n of 32 halves in a row, zeros for the rest (n may be 0 or less, or more than 32).
+  CATTN_INLINE static W load_up_to(const uint16_t* p, Index n) {
+    W a = zero();
+    const Index count = n > 2 * width ? 2 * width : n;
+    if (n > 0) __builtin_memcpy(&a, p, static_cast<size_t>(2 * count));
+    return a;
+  }
+  // Lane i is (lower[i], upper[i]), as far as there are that many of either.
+  CATTN_INLINE static W load_pairs(const uint16_t* lower, Index lower_count, const uint16_t* upper,
+                                   Index upper_count) {
+    W a = zero();
+    for (int i = 0; i < width; ++i) {
+      if (i < lower_count) a[i] = lower[i];
+      if (i < upper_count) a[i] |= static_cast<uint32_t>(upper[i]) << 16;
+    }
+    return a;
+  }
   // Lane i is (lower[i], upper[i]), each rounded to nearest even; subnormals become zero.
   [[gnu::noinline]] static W round(V lower, V upper) {
     W a;
@@ -92,6 +109,20 @@ struct PlainPairs {
     return x;
   }
   CATTN_INLINE static uint32_t smallest_lane(W a) { return ~largest_lane(~a); }
+  // The same of halves.
+  [[gnu::noinline]] static void track_halves(W x, W& largest, W& smallest) {
+    typedef uint16_t Halves __attribute__((vector_size(64)));
+    const Halves bits = reinterpret_cast<Halves>(x & 0x7fff7fffu);
+    const auto less = bits - static_cast<uint16_t>(1);
+    const auto most = reinterpret_cast<Halves>(largest), least = reinterpret_cast<Halves>(smallest);
+    largest = reinterpret_cast<W>(bits > most ? bits : most);
+    smallest = reinterpret_cast<W>(less < least ? less : least);
+  }
+  CATTN_INLINE static uint32_t largest_half(W a) {
+    const uint32_t low = largest_lane(a & 0xffffu), high = largest_lane(a >> 16);
+    return low > high ? low : high;
+  }
+  CATTN_INLINE static uint32_t smallest_half(W a) { return 0xffffu - largest_half(~a); }
 };
 
 // The same of float16, whose subnormal numbers count. What does not fit becomes infinite.
