@@ -75,13 +75,22 @@ CATTN_INLINE typename Vec<T>::V exp2_from_below(typename Vec<T>::V x) {
 }
 
 // 2^(x - reference) for an integral reference, without rounding the difference: two references
-// give the same digits. x = reference = inf gives NaN.
+// give the same digits. x = reference = inf gives NaN. By either polynomial.
 template <class T>
 CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>::V reference) {
   using X = Vec<T>;
   typename X::V n, f;
   X::integer_and_fraction(x, n, f);
   return X::scale2(exp2_polynomial<T>(f), X::sub(n, reference), X::zero());
+}
+
+template <class T>
+CATTN_INLINE typename Vec<T>::V exp2_from_below(typename Vec<T>::V x,
+                                                typename Vec<T>::V reference) {
+  using X = Vec<T>;
+  const auto f = X::fraction_above(x);
+  const auto p = exp2_polynomial<T, 0, Exp2PolynomialAbove>(f);
+  return X::scale2_below(p, X::sub(X::sub(x, f), reference));
 }
 
 // The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of

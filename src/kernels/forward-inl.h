@@ -100,6 +100,8 @@ class Probability {
   CATTN_INLINE typename X::V operator()(typename X::V score) const {
     if constexpr (M::rounds_weights) {
       return exp2_from_below<T, M::weight_exponent>(X::fma(score, factor_, reference_));
+    } else if constexpr (M::weight_parts == 2) {
+      return exp2_from_below<T>(X::mul(score, factor_), reference_);
     } else {
       return exp2_above<T>(X::mul(score, factor_), reference_);
     }
@@ -678,7 +680,12 @@ struct StoreBoundedProbabilities {
   typename M::Forward& matrices;
 
   CATTN_INLINE typename X::V probability(typename X::V score) const {
-    return exp2<T, kReach>(M::scales_queries ? score : X::mul(score, X::set1(factor)));
+    const auto x = M::scales_queries ? score : X::mul(score, X::set1(factor));
+    if constexpr (M::weight_parts == 2) {
+      return exp2_from_below<T, kReach>(x);
+    } else {
+      return exp2<T, kReach>(x);
+    }
   }
 
   // Of scores that are in memory.

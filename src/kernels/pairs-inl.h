@@ -64,19 +64,7 @@ CATTN_INLINE Pairs::V load_up_to(const S* p, Index n) {
   return n >= X::width ? X::load(p) : n > 0 ? X::load_n(p, n) : X::zero();
 }
 
-// 32 elements of a row as 16 pairs.
-template <class F, int kParts>
-CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
-  if constexpr (kParts == 1) {
-    parts[0] = F::round_row(first, second);
-  } else {
-    Pairs::V even, odd;
-    Pairs::part_even_odd(first, second, even, odd);
-    split<F, kParts>(even, odd, parts);
-  }
-}
-
-// The same from memory, where n of them exist.
+// 32 elements of a row in memory, of which n exist, as 16 pairs.
 template <class F, int kParts, class S>
 CATTN_INLINE void split_row(const S* p, Index n, RangeOf<F, kParts, S>& range,
                             Pairs::W (&parts)[kParts]) {

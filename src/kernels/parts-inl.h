@@ -1,5 +1,5 @@
 // A float32 as a sum of bfloat16 parts: x = hi + mid + lo. Each part is what is left, rounded to
-// nearest even: truncation would leave remainders of one sign, which add up in a sum.
+// nearest: truncation would leave remainders of one sign, which add up in a sum.
 //
 // What is left after each part, for x with 2^e <= |x| < 2^(e+1), in ulps u = 2^(e-23) of a float32:
 // hi has 8 bits, so |x - hi| <= 2^15 u <= 2^-8 |x|; mid has 8 bits of that, so
@@ -128,15 +128,32 @@ struct RangeType<true> {
 template <class F, int kParts, class S>
 using RangeOf = typename RangeType<kIsPart<F, kParts, S>>::Type;
 
-// parts[p] holds part p of `lower` and `upper` as pairs.
+// parts[p] holds part p of `lower` and `upper` as pairs. What a part is taken from is a float32
+// again: only the last part is rounded by the instruction, the others by whole numbers, which is
+// as good and has them as float32 too.
 template <class F, int kParts>
 CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts]) {
   using X = Vec<float>;
   CATTN_UNROLL
-  for (int p = 0; p < kParts; ++p) {
-    parts[p] = F::round(lower, upper);
-    if (p + 1 == kParts) break;
-    lower = X::sub(lower, F::lower(parts[p]));
-    upper = X::sub(upper, F::upper(parts[p]));
+  for (int p = 0; p + 1 < kParts; ++p) {
+    const auto l = F::nearest(lower), u = F::nearest(upper);
+    parts[p] = F::pair(l, u);
+    lower = X::sub(lower, l);
+    upper = X::sub(upper, u);
   }
+  parts[kParts - 1] = F::round(lower, upper);
+}
+
+// The same of 32 elements in a row.
+template <class F, int kParts>
+CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
+  using X = Vec<float>;
+  CATTN_UNROLL
+  for (int p = 0; p + 1 < kParts; ++p) {
+    const auto a = F::nearest(first), b = F::nearest(second);
+    parts[p] = F::round_row(a, b);
+    first = X::sub(first, a);
+    second = X::sub(second, b);
+  }
+  parts[kParts - 1] = F::round_row(first, second);
 }

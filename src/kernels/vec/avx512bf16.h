@@ -41,16 +41,18 @@ struct Pairs {
   CATTN_INLINE static W round_row(V first, V second) {
     return (W)_mm512_cvtne2ps_pbh(second, first);
   }
+  CATTN_INLINE static V nearest(V x) {
+    const W half = _mm512_set1_epi32(0x8000), bfloat16 = _mm512_set1_epi32(-0x10000);
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), bfloat16));
+  }
+  CATTN_INLINE static W pair(V lower, V upper) {
+    return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lower), 16),
+                           _mm512_castps_si512(upper));
+  }
   CATTN_INLINE static V lower(W a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
   CATTN_INLINE static V upper(W a) {
     return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(-0x10000)));
-  }
-
-  CATTN_INLINE static void part_even_odd(V first, V second, V& even, V& odd) {
-    const W evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const W odds = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    even = _mm512_permutex2var_ps(first, evens, second);
-    odd = _mm512_permutex2var_ps(first, odds, second);
   }
 
   CATTN_INLINE static void transpose(W (&r)[16]) {

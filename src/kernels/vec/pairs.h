@@ -53,6 +53,14 @@ struct PlainPairs {
     }
     return a;
   }
+  // The nearest bfloat16, the one away from zero if there are two, of a number that is far from the
+  // end of the range; and pairs of such numbers.
+  CATTN_INLINE static V nearest(V x) {
+    return reinterpret_cast<V>((reinterpret_cast<W>(x) + 0x8000u) & 0xffff0000u);
+  }
+  CATTN_INLINE static W pair(V lower, V upper) {
+    return reinterpret_cast<W>(lower) >> 16 | reinterpret_cast<W>(upper);
+  }
   CATTN_INLINE static V lower(W a) { return reinterpret_cast<V>(a << 16); }
   CATTN_INLINE static V upper(W a) { return reinterpret_cast<V>(a & 0xffff0000u); }
 
