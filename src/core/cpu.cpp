@@ -39,6 +39,10 @@ CpuFeatures detect() {
     features.avx512_bf16 = features.avx512 && (a >> 5 & 1) != 0;
     features.amx_bf16 = features.avx512_bf16 && amx;
     features.amx_fp16 = features.amx_bf16 && (a >> 21 & 1) != 0;
+    constexpr unsigned kGenu = 0x756e6547;  // "GenuineIntel" in three registers
+    unsigned vendor = 0;
+    __get_cpuid(0, &a, &vendor, &c, &d);
+    features.avx512_bf16_pays = features.avx512_bf16 && vendor != kGenu;
   }
   return features;
 }

@@ -74,7 +74,7 @@ const std::vector<const KernelTable*>& runnable() {
 #if defined(CATTN_HAVE_AVX512BF16)
     if (cpu_features().avx512_bf16) {
       static const KernelTable table = with_pairs("avx512bf16", avx512::table, avx512bf16::kernels);
-      found.push_back(&table);
+      found.insert(found.end() - (cpu_features().avx512_bf16_pays ? 0 : 1), &table);
     }
 #endif
 #if defined(CATTN_HAVE_AMX)
