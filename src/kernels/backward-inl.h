@@ -142,7 +142,7 @@ struct StoreScoreGradients {
 
 // Probabilities and score gradients of a group of rows, from `row` of the block on, to `matrices`,
 // which keeps them for the products that add: in registers from the products s and dp on. Scores
-// are plain and every row attends all of the group.
+// are plain.
 template <class M, class T = typename M::T>
 CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBlock& group, Index row,
                                  const T* s, const T* dp, T factor, const RowScale<T>* row_scales,
@@ -150,21 +150,32 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
   using X = Vec<T>;
   using V = typename X::V;
   constexpr Index stride = Tile::Backward<T>::key_block;
-  constexpr Index awake =
-      kRowsAwake >> M::gradient_parts;  // the more parts, the longer a row takes
+  constexpr Index awake = kRowsAwake >> M::gradient_parts;   // a row takes longer the more parts
   constexpr RowScale<T> nothing{T(__builtin_inff()), T(1)};  // what a missing row comes to is 0
   const auto by = X::set1(factor);
+  const Range columns = whole(group.columns(0, group.rows), kPanel<T>);
+  // Whether all that is kept is attended.
+  const bool full =
+      group.rows == M::row_group && group.full(0, group.rows, columns.begin, columns.end);
   for (Index r = 0; r < M::row_group; r += 2) {
+    if (r >= group.rows) {  // nothing, up to whole steps of depth
+      const V none[2][2] = {{X::zero(), X::zero()}, {X::zero(), X::zero()}};
+      for (Index c = columns.begin; c < columns.end; c += kPanel<T>)
+        matrices.keep(row + r, c, none, none);
+      continue;
+    }
     if (r % awake == awake / 2) M::stay_awake();
     V shift[2], scale[2], d[2];
+    Range attended[2];
     for (Index i = 0; i < 2; ++i) {
       const bool exists = r + i < group.rows;
+      attended[i] = exists ? group.columns(r + i, 1) : Range{0, 0};
       const RowScale<T> of_row = exists ? row_scales[r + i] : nothing;
       shift[i] = X::set1(of_row.shift);
       scale[i] = X::set1(of_row.scale);
       d[i] = X::set1(exists ? delta[r + i] : T(0));
     }
-    for (Index c = 0; c < group.cols; c += kPanel<T>) {
+    for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
       V p[2][2], ds[2][2];
       CATTN_UNROLL
       for (int i = 0; i < 2; ++i) {
@@ -176,17 +187,19 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
           if constexpr (M::gradient_parts == 3) {
             power = exp2_above<T>(X::mul(score, by), shift[i]);
           } else {
-            power = exp2_from_below<T, 0>(X::fms(score, by, shift[i]));
+            power = exp2_from_below<T>(X::mul(score, by), shift[i]);
           }
           p[i][j] = X::mul(power, scale[i]);
           ds[i][j] = X::mul(p[i][j], X::sub(X::load(dp + at), d[i]));
         }
       }
-      if (r >= group.rows || c + kPanel<T> > group.cols) {
+      if (!full) {
+        CATTN_UNROLL
         for (int i = 0; i < 2; ++i) {
+          CATTN_UNROLL
           for (int j = 0; j < 2; ++j) {
-            const Index exist = r < group.rows ? group.cols - c - j * X::width : 0;
-            const auto lanes = X::lanes_between(0, exist);
+            const Index at = c + j * X::width;
+            const auto lanes = X::lanes_between(attended[i].begin - at, attended[i].end - at);
             p[i][j] = X::select(lanes, p[i][j], X::zero());
             ds[i][j] = X::select(lanes, ds[i][j], X::zero());
           }
@@ -207,9 +220,8 @@ CATTN_INLINE bool is_plain_block(const BackwardTask& t, const ScoreBlock& block)
 }
 // Whether rows are packed for the products that add as they come, by what both kernels know.
 template <class Matrices>
-CATTN_INLINE bool keeps_gradients(const Matrices& matrices, const BackwardTask& t,
-                                  const ScoreBlock& block) {
-  return matrices.keeps() && is_plain_block(t, block) && !t.dscore;
+CATTN_INLINE bool keeps_gradients(const Matrices& matrices, const BackwardTask& t) {
+  return matrices.keeps() && is_plain(*t.terms) && !t.terms->dropout.on && !t.dscore;
 }
 
 template <class M>
@@ -230,7 +242,7 @@ void backward(const BackwardTask& t) {
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || terms.mask.data || terms.bias.data;
   const bool plain = is_plain_block(t, block);
-  const bool kept = keeps_gradients(matrices, t, block);
+  const bool kept = keeps_gradients(matrices, t);
   for (Index first = 0; first < t.rows; first += M::row_group) {
     const ScoreBlock group = block.rows_from(first, M::row_group);
     const Range attended = group.columns(0, group.rows);
@@ -288,7 +300,7 @@ void backward(const BackwardTask& t) {
       gradient_rows.template operator()<false>();
     }
   }
-  if (!whole) {
+  if (!whole && !kept) {  // what is kept has zeros there
     mark_outside<M>(block, p);
     mark_outside<M>(block, ds);
   }
@@ -308,7 +320,7 @@ void backward_dq(const BackwardTask& t) {
   const BackwardScratch<typename M::T> scratch(t.scratch);
   const ScoreBlock block = score_block(t);
   typename M::Backward matrices(t, block, scratch.end);
-  matrices.add_dq(keeps_gradients(matrices, t, block) ? nullptr : scratch.dscore);
+  matrices.add_dq(keeps_gradients(matrices, t) ? nullptr : scratch.dscore);
   matrices.settle();
 }
 

@@ -40,8 +40,8 @@ struct Exp2Polynomial<double> {
 
 constexpr double power_of_2(int n) { return n == 0 ? 1.0 : 2.0 * power_of_2(n - 1); }
 
-// On [0, 1] instead, one degree less, for weights that are rounded to fewer digits: relative error
-// 8.3e-8.
+// On [0, 1] instead, one degree less, for what is kept in fewer digits than float32's: relative
+// error 8.3e-8.
 struct Exp2PolynomialAbove {
   static constexpr int degree = 5;
   static constexpr float c[degree + 1] = {1.0f,           0.6931512952f,   0.2401644439f,
@@ -75,7 +75,7 @@ CATTN_INLINE typename Vec<T>::V exp2_from_below(typename Vec<T>::V x) {
 }
 
 // 2^(x - reference) for an integral reference, without rounding the difference: two references
-// give the same digits. x = reference = inf gives NaN. By either polynomial.
+// give the same digits. x = reference = inf gives NaN.
 template <class T>
 CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>::V reference) {
   using X = Vec<T>;
@@ -84,6 +84,7 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
   return X::scale2(exp2_polynomial<T>(f), X::sub(n, reference), X::zero());
 }
 
+// The same by Exp2PolynomialAbove.
 template <class T>
 CATTN_INLINE typename Vec<T>::V exp2_from_below(typename Vec<T>::V x,
                                                 typename Vec<T>::V reference) {

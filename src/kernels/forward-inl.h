@@ -313,14 +313,15 @@ CATTN_INLINE void raise_references(const ForwardScratch<T>& scratch, Index rows,
     if (const unsigned moved = X::bits(X::greater(now, old))) {
       X::store(scratch.reference + first, X::max(now, old));
       const unsigned summed = X::bits(X::greater(old, minus_infinity));
-      rescale_rows(scratch, first, moved & summed, exp2<T>(X::sub(old, now)), value_dim);
+      const unsigned exist = X::bits(X::lanes_between(0, rows - first));
+      rescale_rows(scratch, first, moved & summed & exist, exp2<T>(X::sub(old, now)), value_dim);
     }
   }
 }
 
-// softmax_rows where scores are plain, every row attends all of `columns`, whole panels, and the
-// maximum of a row is its reference, which fuses. The weights do not wait for what is summed to
-// follow references that move: that comes behind them.
+// softmax_rows where scores are plain, every row attends some of `columns`, whole panels, and the
+// maximum of a row is its reference, which fuses. What a row does not attend is -inf. The weights
+// do not wait for what is summed to follow references that move: that comes behind them.
 template <class M, bool kSum, class T>
 CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index rows, Range columns,
                                      T factor, Index value_dim,
@@ -381,7 +382,9 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
   constexpr Index step = kKeep ? kPanel<T> : X::width;
   if constexpr (kKeep && M::Forward::sums_kept) {
     const Range columns = whole(block.columns(0, block.rows), step);
-    if (scores_fuse && is_plain(terms) && block.full(0, block.rows, columns.begin, columns.end)) {
+    if (scores_fuse && is_plain(terms) && block.every_row_attends()) {
+      transform_rows<T, stride>(block, terms, scratch.score, 0, block.rows, columns.begin,
+                                columns.end);
       const auto softmax = [&](Range whole_panels) {
         if (scratch.sum == scratch.weight_sum) {
           softmax_whole_rows<M, false>(scratch, block.rows, whole_panels, factor, value_dim,
@@ -592,7 +595,7 @@ CATTN_INLINE void clear_sums(Index rows, Index value_dim, T* out, T* sum) {
   fill(sum, round_up(rows, Vec<T>::width) * Vec<T>::width, T(0));
 }
 
-template <class M, class S, class T>
+template <class M, class T>
 CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   constexpr Index width = Vec<T>::width;
   const Index vector_rows = round_up(t.rows, width);
@@ -645,10 +648,11 @@ CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
   for_key_blocks<T>(t, attended_blocks<T>(t), f);
 }
 
+constexpr Index kBytesInL2 = 1 << 19;  // of keys and values
+
 // The same for groups of M::row_group rows, f(group, its first row, terms, index), as far as they
 // attend something of a block. A group's outputs stay in the L1 cache for several key blocks, and
 // the key blocks in the L2 cache for all groups.
-constexpr Index kBytesInL2 = 1 << 19;
 template <class M, class F>
 CATTN_INLINE void for_row_groups(const ForwardTask& t, Index block_bytes, F f) {
   using T = typename M::T;
@@ -822,7 +826,7 @@ template <class M, class S>
 void forward(const ForwardTask& t) {
   ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim, M::rounds_weights);
   if (!t.lse) scratch.sum = scratch.weight_sum;  // who would need the other one?
-  prepare_rows<M, S>(t, scratch);
+  prepare_rows<M>(t, scratch);
   attend<M>(t, scratch, M::Forward::template pack_queries<S>(t, scratch.query, scratch.end));
   finish_rows<typename M::T, S>(t, scratch);
 }

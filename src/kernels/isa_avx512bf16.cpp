@@ -1,5 +1,5 @@
 // The kernels for AVX512-BF16, beside those of isa_avx512.cpp: bfloat16, whose products run at
-// twice the rate of multiply-adds.
+// twice the rate of multiply-adds on Zen 4.
 #include <immintrin.h>
 
 #include "kernels/band.h"

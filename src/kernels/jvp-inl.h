@@ -65,7 +65,7 @@ void jvp(const JvpTask& task) {
   const Index value_bytes = panel_bytes<T>(Operand::value, tiling, t.value_dim);
   T* const slope = t.terms->softcap != 0 ? all.slope : nullptr;
 
-  prepare_rows<M, S>(t, scratch);
+  prepare_rows<M>(t, scratch);
   pack_scaled_queries<M, S>(t, scratch.query);
   pack_queries<M, S>(task.q_tangent, t.rows, t.head_dim, all.query_tangent);
   scale_queries<M>(t, all.query_tangent);

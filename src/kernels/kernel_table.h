@@ -203,7 +203,7 @@ struct Tiling {
   Index key_block;
 };
 
-// What depends on how matrices are multiplied: its packed operands are its own.
+// What depends on how matrices are multiplied: its packed operands and accumulators are its own.
 struct MatrixKernels {
   Tiling forward_tiling, backward_tiling;
   Index (*packed_bytes)(Operand, const Tiling&, Index cols);

@@ -38,8 +38,8 @@ CATTN_INLINE float norm_bound(float largest, Index cols) {
   return largest * __builtin_sqrtf(static_cast<float>(cols));
 }
 
-// A range of depth in whole steps of Micro; what it gains is zero in the left operand. An empty one
-// stays empty: nothing was kept for it.
+// A range of depth in whole steps of Micro; what it gains is zero in the operand that was computed.
+// An empty one stays empty: nothing was kept for it.
 template <class Micro>
 CATTN_INLINE Range whole_steps(Range range) {
   return range.begin < range.end ? whole(range, Micro::depth_step) : Range{0, 0};
@@ -111,7 +111,7 @@ struct PairMatrices {
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
   static constexpr int gradient_parts = P::gradient_parts;
-  // The sums dk and dv are those of the transposes, K^T and V^T: what is computed, p and ds, is
+  // dk and dv are summed as their transposes: what is computed, p and ds, is
   // then the right operand of both products, which takes it as it comes, two rows at a time. As the
   // left one it would have to be transposed.
   static constexpr bool transposes_keys = true;
@@ -292,7 +292,7 @@ struct PairMatrices {
         return !Micro::stores_sums;
       }
       if (!queries_.in_panels) {
-        unpack_left<Format, parts>(memory_.query, query_block, t_.head_dim, query_,
+        unpack_left<Format, parts>(memory_.query, round_up(t_.rows, kPairRows), t_.head_dim, query_,
                                    query_block * kPanel<float>);
         queries_.in_panels = true;
       }
@@ -554,9 +554,8 @@ struct PairMatrices {
       all.dk = all.dv = memory_.sums;
       return all;
     }
-    // A tile of weights or score gradients that fits into the format: each row of the left operand
-    // that it becomes, a row or a column of it, is scaled; `back` undoes that (null: nothing to
-    // do).
+    // A tile of weights or score gradients that fits into the format: its rows, or for keys its
+    // columns, are scaled; `back` undoes that (null: nothing to do).
     struct Scaled {
       const float *tile, *back;
     };

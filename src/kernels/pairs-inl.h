@@ -120,7 +120,7 @@ PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, Le
   return range.template range<F>();
 }
 
-// Left operand from its transpose (depth, rows) in memory: P for P^T dO, dS for dS^T Q.
+// Left operand from its transpose (depth, rows) in memory: Q for Q^T dS, dO for dO^T P.
 template <class F, int kParts, class S>
 PackedRange pack_left_transposed(const S* source, Index stride, Index depth, Index rows,
                                  LeftPairs left) {
@@ -149,7 +149,7 @@ PackedRange pack_left_transposed(const S* source, Index stride, Index depth, Ind
   return range.template range<F>();
 }
 
-// Right operand from (depth, cols) in memory: V for P V, K for dS K, Q for dS^T Q, dO for P^T dO.
+// Right operand from (depth, cols) in memory: V for P V, K for dS K, dS for Q^T dS, P for dO^T P.
 template <class F, int kParts, class S>
 PackedRange pack_right(const S* source, Index stride, Index depth, Index cols, RightPairs right) {
   RangeOf<F, kParts, S> range;
@@ -305,7 +305,7 @@ struct PairOutput {
         float* const p = to + i * row + j * X::width;
         auto x = tile[i][j];
         if (column_factors) x = X::mul(x, X::load(column_factors + col + j * X::width));
-        X::store(p, add ? X::fma(x, factor, X::load(p)) : x);
+        X::store(p, add ? X::fma(x, factor, X::load(p)) : X::mul(x, factor));
       }
     }
   }

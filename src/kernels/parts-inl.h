@@ -133,6 +133,7 @@ using RangeOf = typename RangeType<kIsPart<F, kParts, S>>::Type;
 // as good and has them as float32 too.
 template <class F, int kParts>
 CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts]) {
+  static_assert(kParts == 1 || !kIsLimited<F>, "nearest() and pair() are of bfloat16");
   using X = Vec<float>;
   CATTN_UNROLL
   for (int p = 0; p + 1 < kParts; ++p) {
@@ -147,6 +148,7 @@ CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts
 // The same of 32 elements in a row.
 template <class F, int kParts>
 CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
+  static_assert(kParts == 1 || !kIsLimited<F>, "nearest() and pair() are of bfloat16");
   using X = Vec<float>;
   CATTN_UNROLL
   for (int p = 0; p + 1 < kParts; ++p) {

@@ -23,6 +23,12 @@ struct ScoreBlock {
         queries_of(band, first_key + c, first_key + smaller(c + count, cols), first_query + rows);
     return {larger(queries.begin - first_query, 0), queries.end - first_query};
   }
+  // Whether every row attends some column.
+  CATTN_INLINE bool every_row_attends() const {
+    const Index last = first_query + rows - 1;
+    return lowest_key(band, last) < first_key + cols &&
+           highest_key(band, first_query) > first_key && band.lo_shift < band.hi_shift;
+  }
   // Whether every row in [r, r + count) attends all of [begin, end).
   CATTN_INLINE bool full(Index r, Index count, Index begin, Index end) const {
     const Index last = smaller(r + count, rows) - 1;

@@ -66,13 +66,12 @@ struct Vec<float> {
     return _mm512_scalef_ps(p, _mm512_sub_ps(x, fraction));
   }
 
-  // Only here, for kernels on pairs: x - floor(x), 0 for an infinity, and p * 2^floor(x).
+  // Only here, for kernels on pairs: x - floor(x), 0 for an infinity; p * 2^floor(x); a b - c.
   CATTN_INLINE static V fraction_above(V x) {
     return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   }
   CATTN_INLINE static V scale2_below(V p, V x) { return _mm512_scalef_ps(p, x); }
   CATTN_INLINE static V fms(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
-  CATTN_INLINE static float first_lane(V a) { return _mm512_cvtss_f32(a); }
 
   // Lanes l with begin <= l < end.
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
@@ -132,13 +131,6 @@ struct Vec<float> {
     _mm256_mask_storeu_epi16(p, first(n), narrow(a, S{}));
   }
 
-  // The largest lane in all lanes.
-  CATTN_INLINE static V spread_maximum(V a) {
-    a = max(a, _mm512_shuffle_f32x4(a, a, 0x4e));
-    a = max(a, _mm512_shuffle_f32x4(a, a, 0xb1));
-    a = max(a, _mm512_permute_ps(a, 0x4e));
-    return max(a, _mm512_permute_ps(a, 0xb1));
-  }
   // Lane r is what f(a, b) makes of the lanes of row r, in any order.
   template <class F>
   CATTN_INLINE static V combine_rows(const V (&r)[16], F f) {
