@@ -214,14 +214,14 @@ CATTN_INLINE ScoreBlock score_block(const BackwardTask& t) {
   return {t.rows, t.first_query, t.cols, t.first_key, t.band};
 }
 
-// Whether all scores of a block are products as they are.
-CATTN_INLINE bool is_plain_block(const BackwardTask& t, const ScoreBlock& block) {
-  return block.full(0, t.rows, 0, t.cols) && is_plain(*t.terms) && !t.terms->dropout.on;
+// Whether weights come from products as they are, where they are attended.
+CATTN_INLINE bool has_plain_weights(const ScoreTerms& terms) {
+  return is_plain(terms) && !terms.dropout.on;
 }
 // Whether rows are packed for the products that add as they come, by what both kernels know.
 template <class Matrices>
 CATTN_INLINE bool keeps_gradients(const Matrices& matrices, const BackwardTask& t) {
-  return matrices.keeps() && is_plain(*t.terms) && !t.terms->dropout.on && !t.dscore;
+  return matrices.keeps() && has_plain_weights(*t.terms) && !t.dscore;
 }
 
 template <class M>
@@ -241,7 +241,7 @@ void backward(const BackwardTask& t) {
 
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || terms.mask.data || terms.bias.data;
-  const bool plain = is_plain_block(t, block);
+  const bool plain = whole && has_plain_weights(terms);
   const bool kept = keeps_gradients(matrices, t);
   for (Index first = 0; first < t.rows; first += M::row_group) {
     const ScoreBlock group = block.rows_from(first, M::row_group);

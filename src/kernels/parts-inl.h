@@ -128,34 +128,35 @@ struct RangeType<true> {
 template <class F, int kParts, class S>
 using RangeOf = typename RangeType<kIsPart<F, kParts, S>>::Type;
 
-// parts[p] holds part p of `lower` and `upper` as pairs. What a part is taken from is a float32
-// again: only the last part is rounded by the instruction, the others by whole numbers, which is
-// as good and has them as float32 too.
-template <class F, int kParts>
-CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts]) {
+// parts[p] holds part p of two vectors: put together by round(), or by join() what needs no
+// rounding. What a part is taken from is a float32 again: only the last part is rounded by the
+// instruction, the others by whole numbers, which is as good and has them as float32 too.
+template <class F, int kParts, class Join, class Round>
+CATTN_INLINE void split_into(Pairs::W (&parts)[kParts], Pairs::V a, Pairs::V b, Join join,
+                             Round round) {
   static_assert(kParts == 1 || !kIsLimited<F>, "nearest() and pair() are of bfloat16");
   using X = Vec<float>;
   CATTN_UNROLL
   for (int p = 0; p + 1 < kParts; ++p) {
-    const auto l = F::nearest(lower), u = F::nearest(upper);
-    parts[p] = F::pair(l, u);
-    lower = X::sub(lower, l);
-    upper = X::sub(upper, u);
+    const auto part_a = F::nearest(a), part_b = F::nearest(b);
+    parts[p] = join(part_a, part_b);
+    a = X::sub(a, part_a);
+    b = X::sub(b, part_b);
   }
-  parts[kParts - 1] = F::round(lower, upper);
+  parts[kParts - 1] = round(a, b);
 }
 
-// The same of 32 elements in a row.
+// As pairs of an element of `lower` and one of `upper`.
+template <class F, int kParts>
+CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts]) {
+  split_into<F>(
+      parts, lower, upper, [](auto l, auto u) { return F::pair(l, u); },
+      [](auto l, auto u) { return F::round(l, u); });
+}
+
+// As pairs of neighbours, of 32 elements in a row.
 template <class F, int kParts>
 CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
-  static_assert(kParts == 1 || !kIsLimited<F>, "nearest() and pair() are of bfloat16");
-  using X = Vec<float>;
-  CATTN_UNROLL
-  for (int p = 0; p + 1 < kParts; ++p) {
-    const auto a = F::nearest(first), b = F::nearest(second);
-    parts[p] = F::round_row(a, b);
-    first = X::sub(first, a);
-    second = X::sub(second, b);
-  }
-  parts[kParts - 1] = F::round_row(first, second);
+  const auto in_a_row = [](auto a, auto b) { return F::round_row(a, b); };
+  split_into<F>(parts, first, second, in_a_row, in_a_row);
 }
