@@ -140,11 +140,10 @@ struct StoreScoreGradients {
   }
 };
 
-// Probabilities and score gradients of a group of rows, from `row` of the block on, to `matrices`,
-// which keeps them for the products that add: in registers from the products s and dp on. Scores
-// are plain.
+// Probabilities and score gradients of a group of rows to `matrices`, which keeps them for the
+// products that add: in registers from the products s and dp on. Scores are plain.
 template <class M, class T = typename M::T>
-CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBlock& group, Index row,
+CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBlock& group,
                                  const T* s, const T* dp, T factor, const RowScale<T>* row_scales,
                                  const T* delta) {
   using X = Vec<T>;
@@ -161,7 +160,7 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
     if (r >= group.rows) {  // nothing, up to whole steps of depth
       const V none[2][2] = {{X::zero(), X::zero()}, {X::zero(), X::zero()}};
       for (Index c = columns.begin; c < columns.end; c += kPanel<T>)
-        matrices.keep(row + r, c, none, none);
+        matrices.keep(r, c, none, none);
       continue;
     }
     if (r % awake == awake / 2) M::stay_awake();
@@ -183,13 +182,7 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
         for (int j = 0; j < 2; ++j) {
           const Index at = (r + i) * stride + c + j * X::width;
           const V score = X::load(s + at);
-          V power;
-          if constexpr (M::gradient_parts == 3) {
-            power = exp2_above<T>(X::mul(score, by), shift[i]);
-          } else {
-            power = exp2_from_below<T>(X::mul(score, by), shift[i]);
-          }
-          p[i][j] = X::mul(power, scale[i]);
+          p[i][j] = X::mul(M::Exponential::from_lse(score, by, shift[i]), scale[i]);
           ds[i][j] = X::mul(p[i][j], X::sub(X::load(dp + at), d[i]));
         }
       }
@@ -205,7 +198,7 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
           }
         }
       }
-      matrices.keep(row + r, c, p, ds);
+      matrices.keep(r, c, p, ds);
     }
   }
 }
@@ -264,8 +257,10 @@ void backward(const BackwardTask& t) {
     matrices.settle();
     if constexpr (M::keeps_gradients) {
       if (kept) {
-        keep_gradients<M>(matrices, group, first, p_rows, ds_rows, factor, row_scales + first,
+        matrices.keep_rows(first, p_rows, ds_rows);
+        keep_gradients<M>(matrices, group, p_rows, ds_rows, factor, row_scales + first,
                           delta + first);
+        if (t.dq) matrices.add_kept_dq(group);
         continue;
       }
     }
@@ -312,6 +307,7 @@ void backward(const BackwardTask& t) {
   }
   if (t.dv) matrices.add_dv(kept ? nullptr : p);
   if (t.dk) matrices.add_dk(kept ? nullptr : ds);
+  if (t.dq && !kept) matrices.add_dq(ds);
   matrices.settle();
 }
 

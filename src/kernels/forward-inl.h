@@ -99,11 +99,9 @@ class Probability {
 
   CATTN_INLINE typename X::V operator()(typename X::V score) const {
     if constexpr (M::rounds_weights) {
-      return exp2_from_below<T, M::weight_exponent>(X::fma(score, factor_, reference_));
-    } else if constexpr (M::weight_parts == 2) {
-      return exp2_from_below<T>(X::mul(score, factor_), reference_);
+      return M::Exponential::template of<M::weight_exponent>(X::fma(score, factor_, reference_));
     } else {
-      return exp2_above<T>(X::mul(score, factor_), reference_);
+      return M::Exponential::above(X::mul(score, factor_), reference_);
     }
   }
 
@@ -352,7 +350,7 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
       typename X::V p[in_panel];
       CATTN_UNROLL
       for (int j = 0; j < in_panel; ++j) {
-        p[j] = exp2_from_below<T, M::weight_exponent>(
+        p[j] = M::Exponential::template of<M::weight_exponent>(
             X::fms(X::load(s + c + j * X::width), by, reference));
         if constexpr (kSum) total = X::add(total, p[j]);
       }
@@ -685,11 +683,7 @@ struct StoreBoundedProbabilities {
 
   CATTN_INLINE typename X::V probability(typename X::V score) const {
     const auto x = M::scales_queries ? score : X::mul(score, X::set1(factor));
-    if constexpr (M::weight_parts == 2) {
-      return exp2_from_below<T, kReach>(x);
-    } else {
-      return exp2<T, kReach>(x);
-    }
+    return M::Exponential::template of<kReach>(x);
   }
 
   // Of scores that are in memory.

@@ -3,14 +3,25 @@
 // float32 instead, without kBlockSplits; its products are those of FmaMatrices, for which its
 // partners are put together again.
 
+template <int kDegree>
+struct ExponentialOf {
+  using Type = ShortExponential<float, kDegree>;
+};
+template <>
+struct ExponentialOf<0> {
+  using Type = WholeExponential<float>;
+};
+
 // How many products: of operands (scores and dO V^T), and of what is float32 with an operand: of
 // probabilities in the forward pass, and of them and of score gradients in the backward pass.
-template <class Operands, class Weights, class Gradients = Weights>
+// kDegree: of the exponential, 0 for all digits.
+template <int kDegree, class Operands, class Weights, class Gradients = Weights>
 struct PairPrecision {
   using Format = typename Operands::Format;
   using OperandProducts = Operands;
   using WeightProducts = Weights;
   using GradientProducts = Gradients;
+  using Exponential = typename ExponentialOf<kDegree>::Type;
   static constexpr int parts = Operands::right_parts;  // that an operand is kept in
   static constexpr int weight_parts = Weights::left_parts;
   static constexpr int gradient_parts = Gradients::left_parts;
@@ -31,6 +42,47 @@ float largest_norm_of_rows(const S* source, Index stride, Index rows, Index cols
     }
     return squares;
   });
+}
+
+// pack_left of rows times a factor, in one pass with the largest norm of what comes out: inf if a
+// number is not finite.
+struct ScaledRange {
+  uint8_t flags;
+  float norm;
+};
+template <class F, int kParts, class S>
+ScaledRange pack_left_scaled(const S* source, Index stride, Index rows, Index depth, float factor,
+                             LeftPairs left) {
+  using X = Vec<float>;
+  const auto by = X::set1(factor);
+  PartsRange range;
+  const float norm = largest_norm<float>(rows, [&](Index r) {
+    const S* const row = source + r * stride;
+    auto squares = X::zero();
+    for (Index d = 0; d < depth; d += kPairDepth) {
+      Pairs::V x[2];
+      CATTN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const Index at = d + j * X::width;
+        x[j] = X::mul(load_up_to(row + smaller(at, depth), depth - at), by);
+        squares = X::fma(x[j], x[j], squares);
+        range.see(x[j]);
+      }
+      Pairs::W parts[kParts];
+      split_row<F, kParts>(x[0], x[1], parts);
+      uint16_t* const to = left.at(r, d).p;
+      CATTN_UNROLL
+      for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, parts[p]);
+    }
+    return squares;
+  });
+  for (Index d = 0; d < depth; d += kPairDepth) {
+    for (Index r = rows; r < round_up(rows, kPairRows); ++r) {
+      CATTN_UNROLL
+      for (int p = 0; p < kParts; ++p) Pairs::store(left.at(r, d).p + p * left.part, Pairs::zero());
+    }
+  }
+  return {range.range<F>().flags, norm};
 }
 
 // A bound of the norm of `cols` elements. Where p is rounded nothing is gained by a better one.
@@ -93,11 +145,13 @@ CATTN_INLINE void products_for(const ScoreBlock& block, const float* left, Index
   });
 }
 
-// P is a PairPrecision; Micro multiplies (RegisterProducts or TileProducts). kScales: the scale may
+// P is a PairPrecision; Micro multiplies (RegisterProducts or TileProducts; Micro::Apart does
+// the same). kScales: the scale may
 // be multiplied into q, because q is rounded anyway.
 template <class P, class Micro, bool kScales>
 struct PairMatrices {
   using T = float;
+  using Exponential = typename P::Exponential;
   static constexpr bool scales_queries = kScales;
   static constexpr bool rounds_weights = P::weight_parts == 1;
   using Format = typename P::Format;
@@ -245,7 +299,7 @@ struct PairMatrices {
     using Tiles = typename Tile::template Forward<float>;
     static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
     static constexpr Tiling tiling{query_block, key_block};
-    static constexpr bool in_place = Micro::stores_sums && weight_parts == 1;
+    static constexpr bool in_place = Micro::stores_sums && weight_parts <= 2;
 
    public:
     static Index scratch_bytes(Index head_dim, Index value_dim) {
@@ -258,28 +312,28 @@ struct PairMatrices {
     template <class S>
     static PackedQueries<float> pack_queries(const ForwardTask& t, float* query, void* scratch) {
       const LeftPairs left = Memory(t, scratch).query;
-      if constexpr (rounds_weights && !scales_queries) {
+      if constexpr (rounds_weights && !scales_queries) {  // the norm serves for little: no factor
         const auto range = pack_left<Format, parts>(static_cast<const S*>(t.q.data), t.q.row_stride,
                                                     t.rows, t.head_dim, left);
         const bool splits = (range.flags & kBlockSplits) != 0;
         if (!splits) pack_scaled_queries<PairMatrices, S>(t, query);
         return {norm_bound(range.largest, t.head_dim), splits, !splits};
       }
-      const float norm = pack_scaled_queries<PairMatrices, S>(t, query);
-      uint8_t flags = kBlockSplits;
-      for (Index d = 0; d < t.head_dim; d += kPairDepth) {
-        flags &= pack_left<Format, parts>(query + d * query_block, kPanel<float>, t.rows,
-                                          smaller(kPairDepth, t.head_dim - d), left.at(0, d))
-                     .flags;
-      }
-      return {norm, flags != 0, true};
+      const auto factor = static_cast<float>(query_factor<PairMatrices>(*t.terms));
+      const auto range = pack_left_scaled<Format, parts>(
+          static_cast<const S*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, factor, left);
+      const bool splits = (range.flags & kBlockSplits) != 0;
+      if (!splits) pack_scaled_queries<PairMatrices, S>(t, query);
+      return {range.norm, splits, !splits};
     }
     CATTN_INLINE Forward(const ForwardTask& t, const PackedQueries<float>& queries, float* query,
                          float* score, void* scratch)
         : t_(t), query_(query), memory_(t, scratch), queries_(queries) {
       if constexpr (in_place) {
-        // A row of weights in the first half of its scores: it takes no room in the L1 cache.
-        memory_.weights = {reinterpret_cast<uint16_t*>(score), kPairDepth, 0, 2 * key_block};
+        // Rows of weights in place of their scores, two parts panel by panel: they take no room in
+        // the L1 cache.
+        memory_.weights = {reinterpret_cast<uint16_t*>(score), weight_parts * kPairDepth,
+                           kPairDepth, 2 * key_block};
       }
     }
 
@@ -458,17 +512,22 @@ struct PairMatrices {
         pack_left<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols,
                                           memory_.dscore_rows);
       }
-      multiply_pairs<typename P::GradientProducts>(
-          micro_, memory_.dscore_rows, t_.rows, key_rows(t_).right(), t_.head_dim,
-          PairOutput{static_cast<float*>(t_.dq), kPanel<float>, query_block * kPanel<float>, true,
-                     scaled.back},
-          [&](Index r, Index count, Index) {
-            return whole_steps<Micro>(block_.columns(r, count));
-          });
+      add_rows(block_, memory_.dscore_rows,
+               {static_cast<float*>(t_.dq), kPanel<float>, query_block * kPanel<float>, true,
+                scaled.back});
     }
 
-    // Keeps 32 columns, from c on, of two rows of probabilities and score gradients.
     CATTN_INLINE bool keeps() const { return keeps_gradients && splits_; }
+    // The rows from `first` on are kept next. With dq their score gradients as a left operand,
+    // which no one else wants, take the place of what they come from, p and ds and `more`: tiles
+    // like each other at the same distance.
+    CATTN_INLINE void keep_rows(Index first, float* p, float* ds) {
+      first_ = first;
+      rows_ = t_.dq ? LeftPairs{reinterpret_cast<uint16_t*>(p), 2 * kPairDepth, 2 * (ds - p),
+                                2 * key_block}
+                    : memory_.dscore_rows.at(first, 0);
+    }
+    // Keeps 32 columns, from c on, of two of these rows of probabilities and score gradients.
     CATTN_INLINE void keep(Index row, Index c, const Pairs::V (&p)[2][2],
                            const Pairs::V (&ds)[2][2]) const {
       const auto keep_right = [&](const Pairs::V(&x)[2][2], RightPairs to) {
@@ -478,20 +537,25 @@ struct PairMatrices {
           split<Format, gradient_parts>(x[0][j], x[1][j], all);
           CATTN_UNROLL
           for (int part = 0; part < gradient_parts; ++part)
-            Pairs::store(to.at(row, c + j * Pairs::width).p + part * to.part, all[part]);
+            Pairs::store(to.at(first_ + row, c + j * Pairs::width).p + part * to.part, all[part]);
         }
       };
       if (t_.dv) keep_right(p, memory_.probability);
       if (t_.dk) keep_right(ds, memory_.dscore);
       CATTN_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const LeftPairs to = memory_.dscore_rows.at(row + i, c);
+        const LeftPairs to = rows_.at(row + i, c);
         Pairs::W all[gradient_parts];
         split_row<Format, gradient_parts>(ds[i][0], ds[i][1], all);
         CATTN_UNROLL
         for (int part = 0; part < gradient_parts; ++part)
           Pairs::store(to.p + part * to.part, all[part]);
       }
+    }
+    // dq += ds K of these rows
+    CATTN_INLINE void add_kept_dq(const ScoreBlock& group) {
+      float* const dq = static_cast<float*>(t_.dq) + first_ * kPanel<float>;
+      add_rows(group, rows_, {dq, kPanel<float>, query_block * kPanel<float>, true});
     }
 
    private:
@@ -608,6 +672,13 @@ struct PairMatrices {
       return {scaled, back};
     }
 
+    // to += ds K for the rows of `block`
+    CATTN_INLINE void add_rows(const ScoreBlock& block, LeftPairs ds, const PairOutput& to) {
+      multiply_pairs<typename P::GradientProducts>(
+          micro_, ds, block.rows, key_rows(t_).right(), t_.head_dim, to,
+          [&](Index r, Index count, Index) { return whole_steps<Micro>(block.columns(r, count)); });
+    }
+
     // sum += of^T tile, with the tile packed in `right`; null: it is there
     CATTN_INLINE void add_to_keys(const float* tile, RightPairs right, const Packed& of,
                                   void* sum) {
@@ -660,18 +731,20 @@ struct PairMatrices {
     const bool splits_;
     const BackwardTask in_panels_;
     Fma fma_;
-    Micro micro_;
+    typename Micro::Apart micro_;
+    Index first_ = 0;  // of the rows that are kept
+    LeftPairs rows_{};
   };
 };
 
 // One part and one product: bfloat16, and float32 that may be rounded to it.
-using OnePart = PairPrecision<Products<1, 1, 1>, Products<1, 1, 1>>;
+using OnePart = PairPrecision<5, Products<1, 1, 1>, Products<1, 1, 1>>;
 // float32 in two parts, three products each.
-using TwoParts = PairPrecision<Products<2, 2, 2>, Products<2, 2, 2>>;
+using TwoParts = PairPrecision<4, Products<2, 2, 2>, Products<2, 2, 2>>;
 // float32 in three parts: as accurate as multiply-adds.
-using ThreeParts = PairPrecision<Products<3, 3, 3>, Products<3, 3, 3>>;
+using ThreeParts = PairPrecision<0, Products<3, 3, 3>, Products<3, 3, 3>>;
 // A float16 is two parts, exactly; the weights' remainder is beyond what float16 can show.
-using Float16Parts = PairPrecision<Products<2, 2, 3>, Products<2, 2, 2>>;
+using Float16Parts = PairPrecision<5, Products<2, 2, 3>, Products<2, 2, 2>>;
 // The same as one part of float16, for AMX-FP16.
 using WholeFloat16 =
-    PairPrecision<Products<1, 1, 1, Float16Pairs>, Products<1, 1, 1, Float16Pairs>>;
+    PairPrecision<5, Products<1, 1, 1, Float16Pairs>, Products<1, 1, 1, Float16Pairs>>;

@@ -239,9 +239,10 @@ void unpack_left(LeftPairs left, Index rows, Index depth, float* panels, Index p
 }
 
 // Which parts are multiplied: part i of the left operand with part j of the right one wherever
-// i + j < kOrders, about 2^-8 smaller for every step of i + j; the small ones first, so that they
-// are not lost in a sum that is large already. With |x - hi| <= 2^-8 |x| and so on (parts-inl.h),
-// what is left out is, relative to the sum of |x y|:
+// i + j < kOrders, about 2^-8 smaller for every step of i + j. Neighbours in the list have a part
+// in common, which is loaded once for both; where a sum is to be as accurate as float32, the small
+// ones come first, so that they are not lost in a sum that is large already. With |x - hi| <= 2^-8
+// |x| and so on (parts-inl.h), what is left out is, relative to the sum of |x y|:
 //   <3, 3, 3>  float32, "highest": six products, 2^-24 (mid lo and lo mid, 2^-25 each)
 //   <2, 2, 2>  float32, "high": three products, 2^-15 (mid mid 2^-16, the remainders 2^-17 each)
 //   <1, 1, 1>  bfloat16, nothing; float32, "medium": 2^-7; one with the other 2^-8
@@ -259,15 +260,22 @@ struct Products {
   };
   struct List {
     int count = 0;
+    int small = 0;  // the first ones, which are to be summed before the others
     Product of[kLeft * kRight] = {};
   };
   static constexpr List make() {
     List all;
-    for (int order = kOrders - 1; order >= 0; --order) {
-      for (int j = 0; j < kRight; ++j) {
-        const int i = order - j;
-        if (i >= 0 && i < kLeft) all.of[all.count++] = {i, j};
-      }
+    const auto add = [&](int left, int right) { all.of[all.count++] = {left, right}; };
+    if (kLeft == 3 && kRight == 3) {
+      add(1, 1), add(0, 1), add(0, 2), add(2, 0), add(1, 0);
+      all.small = all.count;
+      add(0, 0);
+      return all;
+    }
+    // Every other row of the table backwards.
+    for (int j = kRight - 1; j >= 0; --j) {
+      const int most = kLeft - 1 < kOrders - 1 - j ? kLeft - 1 : kOrders - 1 - j;
+      for (int n = 0; n <= most; ++n) add((kRight - 1 - j) % 2 == 0 ? most - n : n, j);
     }
     return all;
   }
@@ -362,6 +370,7 @@ CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, Right
 
 // The micro-kernel in vector registers: a pair of the left operand is broadcast to all lanes.
 struct RegisterProducts {
+  using Apart = RegisterProducts;
   static constexpr bool multiplies_float16 = false;
   static constexpr bool stores_sums = false;
   static constexpr Index depth_step = 2;

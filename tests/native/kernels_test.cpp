@@ -250,8 +250,13 @@ class Head {
         t.dscore = dscore[0];
         t.scratch = scratch[0];
         dscore.clear();
+        const bool at_once = (b + qb) % 2 == 0;
+        if (!at_once) t.dq = nullptr;
         k_.backward(t);
-        k_.backward_dq(t);
+        if (!at_once) {
+          t.dq = dq[qb];
+          k_.backward_dq(t);
+        }
         const W* const tile = static_cast<const W*>(t.dscore);
         for (Index r = 0; r < t.rows; ++r) {
           for (Index c = 0; c < cols; ++c) {
