@@ -138,14 +138,17 @@ class Backward {
     // key block, since the first keys are seen by the most queries: the light ones fill the gaps.
     const Index at_once = threads_;
     const Index items = checked_multiply(pairs_, most_.keys);
-    parallel_items(items, threads_, p_.executor, [&](Index item, int32_t thread) {
-      const Index first = item / (at_once * most_.keys) * at_once;
-      const Index pairs = std::min(at_once, pairs_ - first);
-      const Index rest = item - first * most_.keys, block = rest / pairs;
-      const Index pair = first + rest % pairs, h = pair % p_.heads_kv;
-      const Entry& e = entry(pair);
-      if (block < e.key_blocks) key_block(e, h, block, packed_pair(e, h, thread), thread);
-    });
+    parallel_items(
+        items, threads_, p_.executor,
+        [&](Index item, int32_t thread) {
+          const Index first = item / (at_once * most_.keys) * at_once;
+          const Index pairs = std::min(at_once, pairs_ - first);
+          const Index rest = item - first * most_.keys, block = rest / pairs;
+          const Index pair = first + rest % pairs, h = pair % p_.heads_kv;
+          const Entry& e = entry(pair);
+          if (block < e.key_blocks) key_block(e, h, block, packed_pair(e, h, thread), thread);
+        },
+        Order::one_by_one);
     if (p_.dbias) run_bias_gradient();
   }
 

@@ -31,14 +31,18 @@ struct Team {
   std::atomic<Index> next{0};
   Index items;
   const ItemFunction* f;
+  Index runs;  // a thread takes one in so many of the items that are left; 0: one item
 };
 
 void work(void* argument, int32_t thread) {
   Team& team = *static_cast<Team*>(argument);
-  while (true) {
-    const Index item = team.next.fetch_add(1, std::memory_order_relaxed);
-    if (item >= team.items) return;
-    (*team.f)(item, thread);
+  Index item = team.next.load(std::memory_order_relaxed);
+  while (item < team.items) {
+    const Index run = team.runs > 0 ? (team.items - item) / team.runs : 0;
+    const Index end = item + (run > 1 ? run : 1);
+    if (!team.next.compare_exchange_weak(item, end, std::memory_order_relaxed)) continue;
+    for (; item < end; ++item) (*team.f)(item, thread);
+    item = team.next.load(std::memory_order_relaxed);
   }
 }
 
@@ -87,7 +91,8 @@ void wait_for_turn(const std::atomic<Index>& turn, Index wanted) {
   }
 }
 
-void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f) {
+void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
+                    Order order) {
   if (threads > items) threads = static_cast<int32_t>(items);
   if (threads <= 1) {
     for (Index i = 0; i < items; ++i) f(i, 0);
@@ -96,6 +101,7 @@ void parallel_items(Index items, int32_t threads, const cattn_executor* executor
   Team team;
   team.items = items;
   team.f = &f;
+  team.runs = order == Order::runs ? 8 * threads : 0;
   if (executor) {
     executor->run(executor->context, threads, work, &team);
     return;

@@ -25,12 +25,18 @@ class ItemFunction {
   void (*call_)(const void*, Index, int32_t);
 };
 
+// How threads take items. Neighbours are near each other in memory, so that a thread does best with
+// a run of them, which is the shorter the fewer are left; one at a time where items wait for
+// others.
+enum class Order : uint8_t { runs, one_by_one };
+
 // Waits until `turn` is `wanted`, which another thread is about to say: work whose order is part of
-// the result. The other thread must work on an item that was taken before.
+// the result. The other thread must work on an item that was taken before, and only on that.
 void wait_for_turn(const std::atomic<Index>& turn, Index wanted);
 
 // Calls f(item, thread) once for every item in [0, items), thread in [0, threads); items are taken
 // in order, so the heavy ones go first. With one thread it is a plain loop. f must not throw.
-void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f);
+void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
+                    Order order = Order::runs);
 
 }  // namespace cattn

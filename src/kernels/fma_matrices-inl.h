@@ -71,7 +71,7 @@ struct FmaMatrices {
     static Index scratch_bytes(Index, Index) { return 0; }
     template <class S>
     static PackedQueries<T> pack_queries(const ForwardTask& t, T* query, void*) {
-      return {pack_scaled_queries<FmaMatrices, S>(t, query), false, true};
+      return {pack_scaled_queries<FmaMatrices, S>(t.q, t, query), false, true};
     }
     CATTN_INLINE Forward(const ForwardTask& t, const PackedQueries<T>&, T* query, T*, void*)
         : t_(t), query_(query) {}

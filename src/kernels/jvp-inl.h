@@ -66,9 +66,8 @@ void jvp(const JvpTask& task) {
   T* const slope = t.terms->softcap != 0 ? all.slope : nullptr;
 
   prepare_rows<M>(t, scratch);
-  pack_scaled_queries<M, S>(t, scratch.query);
-  pack_queries<M, S>(task.q_tangent, t.rows, t.head_dim, all.query_tangent);
-  scale_queries<M>(t, all.query_tangent);
+  pack_scaled_queries<M, S>(t.q, t, scratch.query);
+  pack_scaled_queries<M, S>(task.q_tangent, t, all.query_tangent);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
   const T scale = static_cast<T>(t.terms->scale / query_factor<M>(*t.terms));
   clear_sums<M>(t.rows, t.value_dim, scratch.out_tangent, scratch.sum_tangent);

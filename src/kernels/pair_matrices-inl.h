@@ -316,14 +316,14 @@ struct PairMatrices {
         const auto range = pack_left<Format, parts>(static_cast<const S*>(t.q.data), t.q.row_stride,
                                                     t.rows, t.head_dim, left);
         const bool splits = (range.flags & kBlockSplits) != 0;
-        if (!splits) pack_scaled_queries<PairMatrices, S>(t, query);
+        if (!splits) pack_scaled_queries<PairMatrices, S>(t.q, t, query);
         return {norm_bound(range.largest, t.head_dim), splits, !splits};
       }
       const auto factor = static_cast<float>(query_factor<PairMatrices>(*t.terms));
       const auto range = pack_left_scaled<Format, parts>(
           static_cast<const S*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, factor, left);
       const bool splits = (range.flags & kBlockSplits) != 0;
-      if (!splits) pack_scaled_queries<PairMatrices, S>(t, query);
+      if (!splits) pack_scaled_queries<PairMatrices, S>(t.q, t, query);
       return {range.norm, splits, !splits};
     }
     CATTN_INLINE Forward(const ForwardTask& t, const PackedQueries<float>& queries, float* query,
