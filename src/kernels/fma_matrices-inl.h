@@ -67,7 +67,7 @@ struct FmaMatrices {
     using Tiles = typename Tile::template Forward<T>;
 
    public:
-    static constexpr bool keeps = false, sums_kept = false;  // see PairMatrices
+    static constexpr bool keeps = false, sums_kept = false, begins_outputs = false;
     static Index scratch_bytes(Index, Index) { return 0; }
     template <class S>
     static PackedQueries<T> pack_queries(const ForwardTask& t, T* query, void*) {
@@ -90,7 +90,7 @@ struct FmaMatrices {
       accumulate_block(block, tile, reinterpret_cast<const T*>(value), (flags & kBlockFinite) != 0,
                        t_.value_dim, out);
     }
-    void accumulate_kept(const ScoreBlock&, const char*, T*) {}
+    void accumulate_kept(const ScoreBlock&, const char*, T*, bool) {}
     void add_kept_sums(const ScoreBlock&, T*) {}
     CATTN_INLINE void settle() {}
     bool splits(const char*) const { return false; }

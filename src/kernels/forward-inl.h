@@ -585,11 +585,14 @@ CATTN_INLINE ScoreBlock score_block(const ForwardTask& t, Index key_block, Index
 
 // Sums that are still empty, in the rows that row tiles and vectors of rows touch.
 template <class M, class T>
-CATTN_INLINE void clear_sums(Index rows, Index value_dim, T* out, T* sum) {
+CATTN_INLINE void clear_out(Index rows, Index value_dim, T* out) {
   constexpr Index query_block = Tile::Forward<T>::query_block;
   const Index tile_rows = smaller(round_up(rows, M::row_padding), query_block);
   for (Index col = 0; col < value_dim; col += kPanel<T>)
     fill(out + col * query_block, tile_rows * kPanel<T>, T(0));
+}
+template <class T>
+CATTN_INLINE void clear_sums(Index rows, T* sum) {
   fill(sum, round_up(rows, Vec<T>::width) * Vec<T>::width, T(0));
 }
 
@@ -597,8 +600,8 @@ template <class M, class T>
 CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   constexpr Index width = Vec<T>::width;
   const Index vector_rows = round_up(t.rows, width);
-  clear_sums<M>(t.rows, t.value_dim, scratch.out, scratch.sum);
-  if constexpr (M::rounds_weights) fill(scratch.weight_sum, vector_rows * width, T(0));
+  clear_sums(t.rows, scratch.sum);
+  if (scratch.weight_sum != scratch.sum) clear_sums(t.rows, scratch.weight_sum);
   fill(scratch.reference, vector_rows, -T(__builtin_inff()));
   fill(scratch.maximum + t.rows * width, (vector_rows - t.rows) * width, -T(__builtin_inff()));
 }
@@ -759,6 +762,15 @@ template <class M, class T = typename M::T>
                        is_bounded(t, queries.norm, factor, key_bytes);
   if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
   typename M::Forward matrices(t, queries, scratch.query, scratch.score, scratch.end);
+  // Whether the rows of a group have outputs: the first product that is kept need not find zeros.
+  bool begun[Tiles::query_block / M::row_group] = {};
+  const auto begin = [&](Index row) {
+    bool& has_begun = begun[row / M::row_group];
+    if (!has_begun) {
+      clear_out<M>(smaller(M::row_group, t.rows - row), t.value_dim, scratch.from(row).out);
+    }
+    has_begun = true;
+  };
   for_row_groups<M>(
       t, key_bytes + value_bytes,
       [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
@@ -805,12 +817,17 @@ template <class M, class T = typename M::T>
         const char* const value = t.values + index * value_bytes;
         if (keeps) {
           matrices.add_kept_sums(block, rows.weight_sum);
-          matrices.accumulate_kept(block, value, rows.out);
+          if constexpr (!M::Forward::begins_outputs) begin(row);
+          bool& has_begun = begun[row / M::row_group];
+          matrices.accumulate_kept(block, value, rows.out, has_begun);
+          has_begun = true;
         } else {
+          begin(row);
           matrices.accumulate(block, rows.score, value, flags, rows.out);
         }
       });
   matrices.settle();
+  for (Index row = 0; row < t.rows; row += M::row_group) begin(row);
   if constexpr (M::weight_exponent != 0) {
     for (Index r = 0; r < t.rows; ++r) scratch.reference[r] -= T(M::weight_exponent);
   }

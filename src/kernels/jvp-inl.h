@@ -70,7 +70,9 @@ void jvp(const JvpTask& task) {
   pack_scaled_queries<M, S>(task.q_tangent, t, all.query_tangent);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
   const T scale = static_cast<T>(t.terms->scale / query_factor<M>(*t.terms));
-  clear_sums<M>(t.rows, t.value_dim, scratch.out_tangent, scratch.sum_tangent);
+  clear_out<M>(t.rows, t.value_dim, scratch.out);
+  clear_out<M>(t.rows, t.value_dim, scratch.out_tangent);
+  clear_sums(t.rows, scratch.sum_tangent);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     const auto key = reinterpret_cast<const T*>(t.keys + index * key_bytes);
     const auto key_tangent = reinterpret_cast<const T*>(task.key_tangents + index * key_bytes);

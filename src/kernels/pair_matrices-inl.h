@@ -378,7 +378,7 @@ struct PairMatrices {
       pack_left<Format, weight_parts>(tile + first, key_block, block.rows,
                                       round_up(all.end, Micro::depth_step) - first,
                                       memory_.weights.at(0, first));
-      accumulate_kept(block, value, out);
+      accumulate_kept(block, value, out, true);
     }
 
     // Keeps probabilities in parts as they come: rows from `row` on, 32 columns from c on.
@@ -417,12 +417,15 @@ struct PairMatrices {
     // What scores, accumulate and add_kept_sums leave is in memory only behind this.
     CATTN_INLINE void settle() { micro_.flush(); }
 
-    // out += weights * value
-    CATTN_INLINE void accumulate_kept(const ScoreBlock& block, const char* value, float* out) {
+    // out += weights * value, or out = weights * value without `add`, if it begins_outputs: all
+    // rows of a group are then one row tile, of which none is left out.
+    static constexpr bool begins_outputs = Micro::stores_sums;
+    CATTN_INLINE void accumulate_kept(const ScoreBlock& block, const char* value, float* out,
+                                      bool add) {
       multiply_pairs<typename P::WeightProducts>(
           micro_, memory_.weights, block.rows,
           Packed{Operand::value, tiling, t_.value_dim, value}.right(), t_.value_dim,
-          PairOutput{out, kPanel<float>, query_block * kPanel<float>, true},
+          PairOutput{out, kPanel<float>, query_block * kPanel<float>, add},
           [&](Index r, Index count, Index) { return whole_steps<Micro>(block.columns(r, count)); });
     }
 

@@ -2,9 +2,11 @@
 // same bits.
 #include <atomic>
 #include <thread>
+#include <vector>
 
 #include "attention_case.h"
 #include "check.h"
+#include "core/parallel.h"
 #include "tests.h"
 
 namespace cattn::test {
@@ -61,6 +63,31 @@ void test_same_bits(const Case& c) {
   }
 }
 
+// Every item is done once, however many there are and however threads take them.
+void test_items() {
+  for (const Index items : {0, 1, 2, 7, 31, 1000, 4097}) {
+    for (const int32_t threads : {1, 2, 5}) {
+      for (const Order order : {Order::runs, Order::one_by_one}) {
+        for (const cattn_executor* const executor : {&thread_executor(), &reverse_executor()}) {
+          std::vector<std::atomic<int>> times(static_cast<size_t>(items));
+          std::atomic<bool> known = true;
+          parallel_items(
+              items, threads, executor,
+              [&](Index item, int32_t thread) {
+                ++times[static_cast<size_t>(item)];
+                if (thread < 0 || thread >= threads) known = false;
+              },
+              order);
+          bool once = true;
+          for (const std::atomic<int>& n : times) once = once && n == 1;
+          check(once, std::to_string(items) + " items: some not done once");
+          check(known, std::to_string(items) + " items: an unknown thread");
+        }
+      }
+    }
+  }
+}
+
 // Eight callers, each with a problem of its own, over and over.
 template <class T>
 void test_calls_at_once() {
@@ -113,6 +140,7 @@ void test_messages() {
 }  // namespace
 
 void test_threads() {
+  test_items();
   for (const Case& c : cases()) {
     test_same_bits<float>(c);
     test_same_bits<double>(c);
