@@ -55,8 +55,9 @@ Index query_block_of(const Problem& problem, Index query_block) {
 
 Packing choose_packing(const Problem& problem, int32_t threads) {
   if (threads == 1) return Packing::per_thread;
-  // Enough pairs to share out evenly, each small enough to be done within a cache. Packed sequences
-  // differ in length: as many pairs as the longest would make of the whole.
+  // Enough pairs to share out evenly: what a thread has packed itself is in its own cache, and
+  // nobody waits for the others' packing. Packed sequences differ in length: as many pairs as the
+  // longest would make of the whole.
   Index longest = problem.keys, pairs = problem.batch * problem.heads_kv;
   if (problem.packed) {
     longest = 1;
@@ -73,7 +74,10 @@ Packing choose_packing(const Problem& problem, int32_t threads) {
   }
   const Index bytes_per_pair = longest * (problem.head_dim + problem.value_dim) * 4;
   const bool small = bytes_per_pair <= Index{512} << 10;
-  return pairs >= (small ? 4 : 16) * threads ? Packing::per_thread : Packing::shared;
+  // Large ones are not to leave threads without work for long at the end.
+  const Index idle = ceil_div(pairs, threads) * threads - pairs;
+  const bool even = !problem.packed && !problem.kv_lengths && 16 * idle <= pairs;
+  return pairs >= (small || even ? 4 : 16) * threads ? Packing::per_thread : Packing::shared;
 }
 
 }  // namespace cattn
