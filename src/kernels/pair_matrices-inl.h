@@ -72,14 +72,15 @@ ScaledRange pack_left_scaled(const S* source, Index stride, Index rows, Index de
       split_row<F, kParts>(x[0], x[1], parts);
       uint16_t* const to = left.at(r, d).p;
       CATTN_UNROLL
-      for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, parts[p]);
+      for (int p = 0; p < kParts; ++p) Pairs::store(to + left.offset(p), parts[p]);
     }
     return squares;
   });
   for (Index d = 0; d < depth; d += kPairDepth) {
     for (Index r = rows; r < round_up(rows, kPairRows); ++r) {
       CATTN_UNROLL
-      for (int p = 0; p < kParts; ++p) Pairs::store(left.at(r, d).p + p * left.part, Pairs::zero());
+      for (int p = 0; p < kParts; ++p)
+        Pairs::store(left.at(r, d).p + left.offset(p), Pairs::zero());
     }
   }
   return {range.range<F>().flags, norm};
@@ -299,7 +300,7 @@ struct PairMatrices {
     using Tiles = typename Tile::template Forward<float>;
     static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
     static constexpr Tiling tiling{query_block, key_block};
-    static constexpr bool in_place = Micro::stores_sums && weight_parts <= 2;
+    static constexpr bool in_place = Micro::stores_sums;
 
    public:
     static Index scratch_bytes(Index head_dim, Index value_dim) {
@@ -331,9 +332,11 @@ struct PairMatrices {
         : t_(t), query_(query), memory_(t, scratch), queries_(queries) {
       if constexpr (in_place) {
         // Rows of weights in place of their scores, two parts panel by panel: they take no room in
-        // the L1 cache.
-        memory_.weights = {reinterpret_cast<uint16_t*>(score), weight_parts * kPairDepth,
-                           kPairDepth, 2 * key_block};
+        // the L1 cache. A third part has places like those of the first one.
+        uint16_t* const first = reinterpret_cast<uint16_t*>(score);
+        constexpr Index part = kPairDepth, here = weight_parts < 2 ? 1 : 2;
+        memory_.weights = {first, here * part, part, 2 * key_block,
+                           memory_.third - first - 2 * part};
       }
     }
 
@@ -391,7 +394,7 @@ struct PairMatrices {
         split_row<Format, weight_parts>(p[0], p[1], all);
         CATTN_UNROLL
         for (int part = 0; part < weight_parts; ++part) {
-          Pairs::store(to.p + i * to.row + part * to.part, all[part]);
+          Pairs::store(to.p + i * to.row + to.offset(part), all[part]);
         }
       }
     };
@@ -432,6 +435,7 @@ struct PairMatrices {
    private:
     struct Memory {
       LeftPairs query, weights;
+      uint16_t* third;  // part of weights in place of scores
       float* panels;
       Index bytes;
 
@@ -439,6 +443,7 @@ struct PairMatrices {
         Pieces pieces(scratch);
         query = pieces.left(query_block, t.head_dim, parts);
         weights = pieces.left(in_place ? 0 : row_group, key_block, weight_parts);
+        third = pieces.left(in_place && weight_parts == 3 ? 2 * row_group : 0, key_block, 1).p;
         panels = pieces.panels(Operand::key, tiling, t.head_dim);
         bytes = pieces.taken();
       }
@@ -552,7 +557,7 @@ struct PairMatrices {
         split_row<Format, gradient_parts>(ds[i][0], ds[i][1], all);
         CATTN_UNROLL
         for (int part = 0; part < gradient_parts; ++part)
-          Pairs::store(to.p + part * to.part, all[part]);
+          Pairs::store(to.p + to.offset(part), all[part]);
       }
     }
     // dq += ds K of these rows

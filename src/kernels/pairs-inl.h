@@ -31,6 +31,7 @@ struct LeftPairs {
   // From one row of a panel to the next; only tile registers take another one, where panels lie
   // side by side in the rows of a larger matrix.
   Index row = kPairDepth;
+  Index third = 0;  // how much further than that the third part is
 
   CATTN_INLINE static LeftPairs make(void* memory, Index rows, Index depth) {
     return {static_cast<uint16_t*>(memory), round_up(rows, kPairRows) * kPairDepth,
@@ -38,8 +39,9 @@ struct LeftPairs {
   }
   // depth: a multiple of 32
   CATTN_INLINE LeftPairs at(Index r, Index depth) const {
-    return {p + depth / kPairDepth * panel + r * row, panel, part, row};
+    return {p + depth / kPairDepth * panel + r * row, panel, part, row, third};
   }
+  CATTN_INLINE Index offset(int i) const { return i * part + (i == 2 ? third : 0); }
 };
 
 struct RightPairs {
@@ -110,11 +112,11 @@ PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, Le
       Pairs::W parts[kParts];
       split_row<F, kParts>(source + r * stride + d, n, range, parts);
       CATTN_UNROLL
-      for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, parts[p]);
+      for (int p = 0; p < kParts; ++p) Pairs::store(to + left.offset(p), parts[p]);
     }
     for (Index r = rows; r < round_up(rows, kPairRows); ++r, to += left.row) {
       CATTN_UNROLL
-      for (int p = 0; p < kParts; ++p) Pairs::store(to + p * left.part, Pairs::zero());
+      for (int p = 0; p < kParts; ++p) Pairs::store(to + left.offset(p), Pairs::zero());
     }
   }
   return range.template range<F>();
@@ -141,7 +143,7 @@ PackedRange pack_left_transposed(const S* source, Index stride, Index depth, Ind
         Pairs::transpose(parts[p]);
         CATTN_UNROLL
         for (int i = 0; i < 16; ++i) {
-          Pairs::store(to + p * left.part + i * kPairDepth, parts[p][i]);
+          Pairs::store(to + left.offset(p) + i * kPairDepth, parts[p][i]);
         }
       }
     }
@@ -231,7 +233,7 @@ void unpack_left(LeftPairs left, Index rows, Index depth, float* panels, Index p
       for (Index i = 0; i < kPairDepth; i += X::width) {
         auto sum = X::zero();
         CATTN_UNROLL
-        for (int p = kParts - 1; p >= 0; --p) sum = X::add(sum, X::load(from + i + p * left.part));
+        for (int p = kParts - 1; p >= 0; --p) sum = X::add(sum, X::load(from + i + left.offset(p)));
         X::store(panels + r * kPairDepth + i, sum);
       }
     }
@@ -390,7 +392,7 @@ struct RegisterProducts {
     Pairs::V acc[kRows][kVectors];
     clear<float>(acc);
     for (int product = 0; product < P::list.count; ++product) {
-      const uint16_t* const a = left.p + P::list.of[product].left * left.part;
+      const uint16_t* const a = left.p + left.offset(P::list.of[product].left);
       const uint16_t* const b = right.p + P::list.of[product].right * right.part;
       for (Index d = begin; d < end;) {
         const Index stop = smaller(end, (d / kPairDepth + 1) * kPairDepth);

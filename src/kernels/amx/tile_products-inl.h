@@ -166,7 +166,7 @@ class TileProducts {
     constexpr bool load_a = !kShares || parts.left != before.left;
     constexpr bool load_b = !kShares || parts.right != before.right;
     const Index row_bytes = left.row * kHalf;
-    const uint16_t* const a = left.p + parts.left * left.part;
+    const uint16_t* const a = left.p + left.offset(parts.left);
     const uint16_t* const b = right.p + parts.right * right.part;
     if constexpr (load_a) tiles_.template load<4>(a, row_bytes);
     if constexpr (load_b) tiles_.template load_streamed<6>(b, 2 * kTileBytes);
