@@ -104,6 +104,34 @@ def test_the_backward_sees_the_scores_of_the_forward(precision):
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("precision", ["highest", *WORDS])
+@pytest.mark.parametrize("size", [100, 1000])
+def test_rows_of_weights_add_up_in_the_backward(precision, size):
+    """As above, row by row: dv of unit vectors dO are the weights themselves."""
+    q, k, v = (normal(n, 64, seed=n) for n in (64, 300, 301))
+    q, v = size * q, v[:300]
+    options = {"precision": precision}
+    out, lse, _ = cattn.attention(q, k, v, return_lse=True, **options)
+    dout = np.eye(64, dtype=SINGLE)
+    weights = cattn.attention_backward(dout, q, k, v, out, lse, grads=["v"], **options).dv
+    np.testing.assert_allclose(weights.sum(axis=0), 1, rtol=4e-3)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("precision", ["highest", *WORDS])
+@pytest.mark.parametrize("score", [-1e-6, 1e-6, 0.02, -0.02])
+@pytest.mark.parametrize("keys", [1, 16])
+def test_lse_of_small_scores(precision, score, keys):
+    """The weights next to 1, either side of an integral exponent: the lse is that of float32."""
+    ones = np.ones((keys, 1), SINGLE)
+    given = score * ones[:1], ones, ones
+    lse = cattn.attention(*given, scale=1.0, precision=precision, return_lse=True).lse
+    exact = reference.attention(*given, scale=1.0, return_lse=True).lse
+    left_out = {"highest": 0, "high": 2.0**-15, "medium": 2.0**-7}[precision] * abs(score)
+    np.testing.assert_allclose(lse, exact, rtol=0, atol=5e-7 + left_out)
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("precision", WORDS)
 @pytest.mark.parametrize("other", ["float64", "float16", "bfloat16"])
 def test_other_dtypes_ignore_it(other, precision):

@@ -31,7 +31,7 @@ class ItemFunction {
 enum class Order : uint8_t { runs, one_by_one };
 
 // Waits until `turn` is `wanted`, which another thread is about to say: work whose order is part of
-// the result. The other thread must work on an item that was taken before, and only on that.
+// the result. The other thread must work on an item that was taken before.
 void wait_for_turn(const std::atomic<Index>& turn, Index wanted);
 
 // Calls f(item, thread) once for every item in [0, items), thread in [0, threads); items are taken

@@ -8,6 +8,7 @@
 template <class T>
 struct BackwardScratch {
   using Tiles = typename Tile::Backward<T>;
+  // Three tiles of scores, one behind the other (PairMatrices relies on it).
   T *probability, *dscore, *slope, *end;
 
   CATTN_INLINE explicit BackwardScratch(void* scratch) {

@@ -40,21 +40,12 @@ struct Exp2Polynomial<double> {
 
 constexpr double power_of_2(int n) { return n == 0 ? 1.0 : 2.0 * power_of_2(n - 1); }
 
-// On [0, 1] instead, for what is kept in fewer digits than float32's: relative error 8.3e-8 and
-// 2.9e-6.
-template <int kDegree>
-struct Exp2PolynomialAbove;
-template <>
-struct Exp2PolynomialAbove<5> {
+// On [0, 1] instead, one degree less, for what is kept in fewer digits than float32's: relative
+// error 8.3e-8.
+struct Exp2PolynomialAbove {
   static constexpr int degree = 5;
   static constexpr float c[degree + 1] = {1.0f,           0.6931512952f,   0.2401644439f,
                                           0.05579991266f, 0.009017030708f, 0.00186713005f};
-};
-template <>
-struct Exp2PolynomialAbove<4> {
-  static constexpr int degree = 4;
-  static constexpr float c[degree + 1] = {1.0f, 0.6930447f, 0.24128065f, 0.052242048f,
-                                          0.013426811f};
 };
 
 // 2^kShift times the polynomial, which is 2^(f + kShift) for f where it holds: |f| <= 1/2.
@@ -75,12 +66,12 @@ CATTN_INLINE typename Vec<T>::V exp2(typename Vec<T>::V x) {
   return Vec<T>::scale2(exp2_polynomial<T, kShift>(f), x, f);
 }
 
-// The same by an Exp2PolynomialAbove; 2^(x + kShift) exactly where x is an integer.
-template <class T, int kShift, int kDegree>
+// The same by Exp2PolynomialAbove; 2^(x + kShift) exactly where x is an integer.
+template <class T, int kShift>
 CATTN_INLINE typename Vec<T>::V exp2_from_below(typename Vec<T>::V x) {
   using X = Vec<T>;
   const auto f = X::fraction_above(x);
-  return X::scale2_below(exp2_polynomial<T, kShift, Exp2PolynomialAbove<kDegree>>(f), x);
+  return X::scale2_below(exp2_polynomial<T, kShift, Exp2PolynomialAbove>(f), x);
 }
 
 // 2^(x - reference) for an integral reference, without rounding the difference: two references
@@ -94,17 +85,17 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
 }
 
 // The same by an Exp2PolynomialAbove.
-template <class T, int kDegree>
+template <class T>
 CATTN_INLINE typename Vec<T>::V exp2_from_below(typename Vec<T>::V x,
                                                 typename Vec<T>::V reference) {
   using X = Vec<T>;
   const auto f = X::fraction_above(x);
-  const auto p = exp2_polynomial<T, 0, Exp2PolynomialAbove<kDegree>>(f);
+  const auto p = exp2_polynomial<T, 0, Exp2PolynomialAbove>(f);
   return X::scale2_below(p, X::sub(X::sub(x, f), reference));
 }
 
-// The exponential of the weights, as accurate as they are multiplied: to all digits of T, or of a
-// polynomial of kDegree. of<kShift>(x) is 2^(x + kShift); above(x, reference) is 2^(x - reference)
+// The exponential of the weights, as accurate as they are multiplied: to all digits of T, or by
+// Exp2PolynomialAbove. of<kShift>(x) is 2^(x + kShift); above(x, reference) is 2^(x - reference)
 // for an integral reference and 1 if they are equal, however large; from_lse(s, factor, shift) is
 // 2^(factor s - shift), whose shift has as few digits as the lse.
 template <class T>
@@ -119,16 +110,14 @@ struct WholeExponential {
     return exp2_above<T>(Vec<T>::mul(s, factor), shift);
   }
 };
-template <class T, int kDegree>
+template <class T>
 struct ShortExponential {
   using V = typename Vec<T>::V;
   template <int kShift>
   CATTN_INLINE static V of(V x) {
-    return exp2_from_below<T, kShift, kDegree>(x);
+    return exp2_from_below<T, kShift>(x);
   }
-  CATTN_INLINE static V above(V x, V reference) {
-    return exp2_from_below<T, kDegree>(x, reference);
-  }
+  CATTN_INLINE static V above(V x, V reference) { return exp2_from_below<T>(x, reference); }
   CATTN_INLINE static V from_lse(V s, V factor, V shift) {
     return of<0>(Vec<T>::fms(s, factor, shift));
   }

@@ -583,7 +583,7 @@ CATTN_INLINE ScoreBlock score_block(const ForwardTask& t, Index key_block, Index
           t.band};
 }
 
-// Sums that are still empty, in the rows that row tiles and vectors of rows touch.
+// Outputs and sums that are still empty, in the rows that row tiles or vectors of rows touch.
 template <class M, class T>
 CATTN_INLINE void clear_out(Index rows, Index value_dim, T* out) {
   constexpr Index query_block = Tile::Forward<T>::query_block;

@@ -134,8 +134,8 @@ struct JvpTask {
 };
 
 // One key block against one query block of one head: `backward` adds to dk, dv and dq. Without dq
-// it leaves the score gradients in scratch, from which `backward_dq` adds to it: the same bits, but
-// they have to pass through memory.
+// it leaves the score gradients in scratch, from which `backward_dq` adds to it, if it is wanted:
+// the same bits, but they have to pass through memory.
 struct BackwardTask {
   Index rows, first_query;  // of the query block
   Index cols, first_key;    // of the key block

@@ -3,27 +3,27 @@
 // float32 instead, without kBlockSplits; its products are those of FmaMatrices, for which its
 // partners are put together again.
 
-template <int kDegree>
+// The exponential of weights in so many parts.
+template <int kParts>
 struct ExponentialOf {
-  using Type = ShortExponential<float, kDegree>;
+  using Type = ShortExponential<float>;
 };
 template <>
-struct ExponentialOf<0> {
+struct ExponentialOf<3> {
   using Type = WholeExponential<float>;
 };
 
 // How many products: of operands (scores and dO V^T), and of what is float32 with an operand: of
 // probabilities in the forward pass, and of them and of score gradients in the backward pass.
-// kDegree: of the exponential, 0 for all digits.
-template <int kDegree, class Operands, class Weights, class Gradients = Weights>
+template <class Operands, class Weights, class Gradients = Weights>
 struct PairPrecision {
   using Format = typename Operands::Format;
   using OperandProducts = Operands;
   using WeightProducts = Weights;
   using GradientProducts = Gradients;
-  using Exponential = typename ExponentialOf<kDegree>::Type;
   static constexpr int parts = Operands::right_parts;  // that an operand is kept in
   static constexpr int weight_parts = Weights::left_parts;
+  using Exponential = typename ExponentialOf<weight_parts>::Type;
   static constexpr int gradient_parts = Gradients::left_parts;
   static_assert(Operands::left_parts == parts && Weights::right_parts == parts);
   static_assert(Gradients::right_parts == parts && Gradients::left_parts == parts);
@@ -146,9 +146,10 @@ CATTN_INLINE void products_for(const ScoreBlock& block, const float* left, Index
   });
 }
 
-// P is a PairPrecision; Micro multiplies (RegisterProducts or TileProducts; Micro::Apart does
-// the same). kScales: the scale may
-// be multiplied into q, because q is rounded anyway.
+// P is a PairPrecision; Micro multiplies (RegisterProducts or TileProducts; Micro::Apart does the
+// same). kScales: the scale may be multiplied into q, where one rounding more of q is no worse than
+// one of the scores. With fewer than three parts it is: the backward, which splits q as it is,
+// would read other scores than the forward.
 template <class P, class Micro, bool kScales>
 struct PairMatrices {
   using T = float;
@@ -334,9 +335,9 @@ struct PairMatrices {
         // Rows of weights in place of their scores, two parts panel by panel: they take no room in
         // the L1 cache. A third part has places like those of the first one.
         uint16_t* const first = reinterpret_cast<uint16_t*>(score);
-        constexpr Index part = kPairDepth, here = weight_parts < 2 ? 1 : 2;
-        memory_.weights = {first, here * part, part, 2 * key_block,
-                           memory_.third - first - 2 * part};
+        constexpr Index part = kPairDepth, parts_here = weight_parts < 2 ? 1 : 2;
+        memory_.weights = {first, parts_here * part, part, 2 * key_block,
+                           memory_.third_part - first - 2 * part};
       }
     }
 
@@ -435,7 +436,7 @@ struct PairMatrices {
    private:
     struct Memory {
       LeftPairs query, weights;
-      uint16_t* third;  // part of weights in place of scores
+      uint16_t* third_part;  // of weights in place of scores
       float* panels;
       Index bytes;
 
@@ -443,7 +444,7 @@ struct PairMatrices {
         Pieces pieces(scratch);
         query = pieces.left(query_block, t.head_dim, parts);
         weights = pieces.left(in_place ? 0 : row_group, key_block, weight_parts);
-        third = pieces.left(in_place && weight_parts == 3 ? 2 * row_group : 0, key_block, 1).p;
+        third_part = pieces.left(in_place && weight_parts == 3 ? 2 * row_group : 0, key_block, 1).p;
         panels = pieces.panels(Operand::key, tiling, t.head_dim);
         bytes = pieces.taken();
       }
@@ -527,8 +528,8 @@ struct PairMatrices {
 
     CATTN_INLINE bool keeps() const { return keeps_gradients && splits_; }
     // The rows from `first` on are kept next. With dq their score gradients as a left operand,
-    // which no one else wants, take the place of what they come from, p and ds and `more`: tiles
-    // like each other at the same distance.
+    // which no one else wants, take the place of what they come from: the tiles of p and ds, and
+    // with three parts the one of slopes, which is as far behind ds and not in use.
     CATTN_INLINE void keep_rows(Index first, float* p, float* ds) {
       first_ = first;
       rows_ = t_.dq ? LeftPairs{reinterpret_cast<uint16_t*>(p), 2 * kPairDepth, 2 * (ds - p),
@@ -746,13 +747,13 @@ struct PairMatrices {
 };
 
 // One part and one product: bfloat16, and float32 that may be rounded to it.
-using OnePart = PairPrecision<5, Products<1, 1, 1>, Products<1, 1, 1>>;
+using OnePart = PairPrecision<Products<1, 1, 1>, Products<1, 1, 1>>;
 // float32 in two parts, three products each.
-using TwoParts = PairPrecision<4, Products<2, 2, 2>, Products<2, 2, 2>>;
+using TwoParts = PairPrecision<Products<2, 2, 2>, Products<2, 2, 2>>;
 // float32 in three parts: as accurate as multiply-adds.
-using ThreeParts = PairPrecision<0, Products<3, 3, 3>, Products<3, 3, 3>>;
+using ThreeParts = PairPrecision<Products<3, 3, 3>, Products<3, 3, 3>>;
 // A float16 is two parts, exactly; the weights' remainder is beyond what float16 can show.
-using Float16Parts = PairPrecision<5, Products<2, 2, 3>, Products<2, 2, 2>>;
+using Float16Parts = PairPrecision<Products<2, 2, 3>, Products<2, 2, 2>>;
 // The same as one part of float16, for AMX-FP16.
 using WholeFloat16 =
-    PairPrecision<5, Products<1, 1, 1, Float16Pairs>, Products<1, 1, 1, Float16Pairs>>;
+    PairPrecision<Products<1, 1, 1, Float16Pairs>, Products<1, 1, 1, Float16Pairs>>;

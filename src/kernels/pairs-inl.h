@@ -262,14 +262,15 @@ struct Products {
   };
   struct List {
     int count = 0;
-    int small = 0;  // the first ones, which are to be summed before the others
+    int small = 0;  // so many come first, and are to be summed before the others
     Product of[kLeft * kRight] = {};
   };
   static constexpr List make() {
     List all;
     const auto add = [&](int left, int right) { all.of[all.count++] = {left, right}; };
-    if (kLeft == 3 && kRight == 3) {
-      add(1, 1), add(0, 1), add(0, 2), add(2, 0), add(1, 0);
+    if constexpr (kLeft == 3 && kRight == 3) {
+      static_assert(kOrders == 3);
+      add(0, 2), add(0, 1), add(1, 1), add(1, 0), add(2, 0);
       all.small = all.count;
       add(0, 0);
       return all;

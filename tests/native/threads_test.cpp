@@ -30,7 +30,15 @@ std::vector<Case> cases() {
   many_heads.heads_q = 6;
   many_heads.heads_kv = 3;
   many_heads.lse = true;
-  return {few_heads, many_heads};
+
+  // Key blocks wait for each other, and there are enough for runs if these were allowed.
+  Case long_heads;
+  long_heads.rows = 64;
+  long_heads.keys = 1500;
+  long_heads.head_dim = long_heads.value_dim = 64;
+  long_heads.heads_q = long_heads.heads_kv = 3;
+  long_heads.lse = true;
+  return {few_heads, many_heads, long_heads};
 }
 
 // Runs work(argument, t) for every t, but all on one other thread.

@@ -24,7 +24,7 @@ constexpr MatrixKernels tile_kernels() {
   return matrix_kernels<PairMatrices<P, TileProducts<TileRegisters>, kScales>, S>();
 }
 constexpr MatrixKernels highest = tile_kernels<ThreeParts, true, float>();
-constexpr MatrixKernels high = tile_kernels<TwoParts, true, float>();
+constexpr MatrixKernels high = tile_kernels<TwoParts, false, float>();
 constexpr MatrixKernels medium = tile_kernels<OnePart, false, float>();
 constexpr MatrixKernels float16 = tile_kernels<Float16Parts, false, Float16>();
 constexpr MatrixKernels whole_float16 = tile_kernels<WholeFloat16, false, Float16>();
