@@ -351,21 +351,11 @@ class Backward {
         t.dv = p_.dv ? dv : nullptr;
         t.scratch = own;
         const bool attends = kind != MaskKind::empty;
-        if (!p_.dq) {
-          if (attends) k_.backward(t);
-          continue;
+        if (p_.dq) {
+          backward_in_turn(e, h, key_block, block, packed, t, attends);
+        } else if (attends) {
+          k_.backward(t);
         }
-        // Where it is this key block's turn already, dq is done with the rest.
-        void* const dq = packed.dq + block * dq_bytes_;
-        std::atomic<Index>& turn = packed.turns[block];
-        if (turn.load(std::memory_order_acquire) == key_block) t.dq = dq;
-        if (attends) k_.backward(t);
-        if (!t.dq) {
-          wait_for_turn(turn, key_block);
-          t.dq = dq;
-          if (attends) k_.backward_dq(t);
-        }
-        end_turn(e, h, key_block, block, turn, dq);
       }
     }
     if (p_.dk) flush_keys(e, h, key_block, dk, p_.dk, p_.head_dim, p_.scale);
@@ -381,9 +371,19 @@ class Backward {
     return kinds ? kinds[key_block] : MaskKind::full;
   }
 
-  // The key blocks of a query block take turns; the last one writes the result.
-  void end_turn(const Entry& e, Index h, Index key_block, Index block, std::atomic<Index>& turn,
-                const void* dq) const {
+  // The key blocks of a query block take turns in adding to dq; the last one writes the result.
+  // Where the turn has come already, dq is done with the rest.
+  void backward_in_turn(const Entry& e, Index h, Index key_block, Index block,
+                        const PackedPair& packed, BackwardTask& t, bool attends) const {
+    std::atomic<Index>& turn = packed.turns[block];
+    void* const dq = packed.dq + block * dq_bytes_;
+    if (turn.load(std::memory_order_acquire) == key_block) t.dq = dq;
+    if (attends) k_.backward(t);
+    if (!t.dq) {
+      wait_for_turn(turn, key_block);
+      t.dq = dq;
+      if (attends) k_.backward_dq(t);
+    }
     const BlockRange attended = key_blocks_of(e, block);
     if (key_block + 1 == attended.first + attended.count) flush_dq(e, h, block, dq);
     turn.store(key_block + 1, std::memory_order_release);

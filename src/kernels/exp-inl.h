@@ -66,14 +66,6 @@ CATTN_INLINE typename Vec<T>::V exp2(typename Vec<T>::V x) {
   return Vec<T>::scale2(exp2_polynomial<T, kShift>(f), x, f);
 }
 
-// The same by Exp2PolynomialAbove; 2^(x + kShift) exactly where x is an integer.
-template <class T, int kShift>
-CATTN_INLINE typename Vec<T>::V exp2_from_below(typename Vec<T>::V x) {
-  using X = Vec<T>;
-  const auto f = X::fraction_above(x);
-  return X::scale2_below(exp2_polynomial<T, kShift, Exp2PolynomialAbove>(f), x);
-}
-
 // 2^(x - reference) for an integral reference, without rounding the difference: two references
 // give the same digits. x = reference = inf gives NaN.
 template <class T>
@@ -82,16 +74,6 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
   typename X::V n, f;
   X::integer_and_fraction(x, n, f);
   return X::scale2(exp2_polynomial<T>(f), X::sub(n, reference), X::zero());
-}
-
-// The same by an Exp2PolynomialAbove.
-template <class T>
-CATTN_INLINE typename Vec<T>::V exp2_from_below(typename Vec<T>::V x,
-                                                typename Vec<T>::V reference) {
-  using X = Vec<T>;
-  const auto f = X::fraction_above(x);
-  const auto p = exp2_polynomial<T, 0, Exp2PolynomialAbove>(f);
-  return X::scale2_below(p, X::sub(X::sub(x, f), reference));
 }
 
 // The exponential of the weights, as accurate as they are multiplied: to all digits of T, or by
@@ -110,17 +92,22 @@ struct WholeExponential {
     return exp2_above<T>(Vec<T>::mul(s, factor), shift);
   }
 };
+// of() is exact where x is an integer.
 template <class T>
 struct ShortExponential {
-  using V = typename Vec<T>::V;
+  using X = Vec<T>;
+  using V = typename X::V;
   template <int kShift>
   CATTN_INLINE static V of(V x) {
-    return exp2_from_below<T, kShift>(x);
+    const V f = X::fraction_above(x);
+    return X::scale2_below(exp2_polynomial<T, kShift, Exp2PolynomialAbove>(f), x);
   }
-  CATTN_INLINE static V above(V x, V reference) { return exp2_from_below<T>(x, reference); }
-  CATTN_INLINE static V from_lse(V s, V factor, V shift) {
-    return of<0>(Vec<T>::fms(s, factor, shift));
+  CATTN_INLINE static V above(V x, V reference) {
+    const V f = X::fraction_above(x);
+    const V p = exp2_polynomial<T, 0, Exp2PolynomialAbove>(f);
+    return X::scale2_below(p, X::sub(X::sub(x, f), reference));
   }
+  CATTN_INLINE static V from_lse(V s, V factor, V shift) { return of<0>(X::fms(s, factor, shift)); }
 };
 
 // The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of

@@ -762,14 +762,17 @@ template <class M, class T = typename M::T>
                        is_bounded(t, queries.norm, factor, key_bytes);
   if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
   typename M::Forward matrices(t, queries, scratch.query, scratch.score, scratch.end);
-  // Whether the rows of a group have outputs: the first product that is kept need not find zeros.
-  bool begun[Tiles::query_block / M::row_group] = {};
-  const auto begin = [&](Index row) {
-    bool& has_begun = begun[row / M::row_group];
-    if (!has_begun) {
+  // Outputs are not cleared in advance: mostly the first product of a group of rows sets them.
+  bool has_outputs[Tiles::query_block / M::row_group] = {};
+  const auto begin_outputs = [&](Index row) {  // returns whether there were some
+    bool& has_some = has_outputs[row / M::row_group];
+    const bool had_some = has_some;
+    has_some = true;
+    return had_some;
+  };
+  const auto clear_new_outputs = [&](Index row) {
+    if (!begin_outputs(row))
       clear_out<M>(smaller(M::row_group, t.rows - row), t.value_dim, scratch.from(row).out);
-    }
-    has_begun = true;
   };
   for_row_groups<M>(
       t, key_bytes + value_bytes,
@@ -817,17 +820,15 @@ template <class M, class T = typename M::T>
         const char* const value = t.values + index * value_bytes;
         if (keeps) {
           matrices.add_kept_sums(block, rows.weight_sum);
-          if constexpr (!M::Forward::begins_outputs) begin(row);
-          bool& has_begun = begun[row / M::row_group];
-          matrices.accumulate_kept(block, value, rows.out, has_begun);
-          has_begun = true;
+          if constexpr (!M::Forward::begins_outputs) clear_new_outputs(row);
+          matrices.accumulate_kept(block, value, rows.out, begin_outputs(row));
         } else {
-          begin(row);
+          clear_new_outputs(row);
           matrices.accumulate(block, rows.score, value, flags, rows.out);
         }
       });
   matrices.settle();
-  for (Index row = 0; row < t.rows; row += M::row_group) begin(row);
+  for (Index row = 0; row < t.rows; row += M::row_group) clear_new_outputs(row);
   if constexpr (M::weight_exponent != 0) {
     for (Index r = 0; r < t.rows; ++r) scratch.reference[r] -= T(M::weight_exponent);
   }

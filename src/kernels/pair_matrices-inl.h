@@ -44,12 +44,14 @@ float largest_norm_of_rows(const S* source, Index stride, Index rows, Index cols
   });
 }
 
-// pack_left of rows times a factor, in one pass with the largest norm of what comes out: inf if a
-// number is not finite.
+// What is known of a packed block: its flags, and the largest norm of a row; inf if a number is not
+// finite.
 struct ScaledRange {
   uint8_t flags;
   float norm;
 };
+
+// pack_left of rows times a factor, in one pass with the norms of what comes out.
 template <class F, int kParts, class S>
 ScaledRange pack_left_scaled(const S* source, Index stride, Index rows, Index depth, float factor,
                              LeftPairs left) {
@@ -76,13 +78,7 @@ ScaledRange pack_left_scaled(const S* source, Index stride, Index rows, Index de
     }
     return squares;
   });
-  for (Index d = 0; d < depth; d += kPairDepth) {
-    for (Index r = rows; r < round_up(rows, kPairRows); ++r) {
-      CATTN_UNROLL
-      for (int p = 0; p < kParts; ++p)
-        Pairs::store(left.at(r, d).p + left.offset(p), Pairs::zero());
-    }
-  }
+  pad_left<kParts>(left, rows, depth);
   return {range.range<F>().flags, norm};
 }
 

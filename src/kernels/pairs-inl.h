@@ -100,6 +100,18 @@ CATTN_INLINE void split_two_rows(const S* p, Index stride, Index rows, Index n,
   }
 }
 
+// Zeros for the rows of a left operand that do not exist, up to whole tiles.
+template <int kParts>
+CATTN_INLINE void pad_left(LeftPairs left, Index rows, Index depth) {
+  for (Index d = 0; d < depth; d += kPairDepth) {
+    for (Index r = rows; r < round_up(rows, kPairRows); ++r) {
+      CATTN_UNROLL
+      for (int p = 0; p < kParts; ++p)
+        Pairs::store(left.at(r, d).p + left.offset(p), Pairs::zero());
+    }
+  }
+}
+
 // Left operand from (rows, depth) in memory: Q for Q K^T, dO for dO V^T, P for P V, dS for dS K.
 // S is the type in memory.
 template <class F, int kParts, class S>
@@ -114,11 +126,8 @@ PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, Le
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + left.offset(p), parts[p]);
     }
-    for (Index r = rows; r < round_up(rows, kPairRows); ++r, to += left.row) {
-      CATTN_UNROLL
-      for (int p = 0; p < kParts; ++p) Pairs::store(to + left.offset(p), Pairs::zero());
-    }
   }
+  pad_left<kParts>(left, rows, depth);
   return range.template range<F>();
 }
 
