@@ -22,11 +22,13 @@ struct ForwardScratch {
   T *query, *score, *out, *sum, *reference, *maximum;
   // Of the weights as they are multiplied with v: `sum` itself, unless they are rounded for it.
   T* weight_sum;
+  // What is to be added to the `out` of the group of rows at hand; null: nothing.
+  T* out_more = nullptr;
   // Forward mode (jvp-inl.h) sums these too; null otherwise.
   T *out_tangent = nullptr, *sum_tangent = nullptr;
 
   CATTN_INLINE ForwardScratch(void* scratch, Index head_dim, Index value_dim,
-                              bool rounds_weights = false) {
+                              bool rounds_weights = false, bool sums_afresh = false) {
     T* p = static_cast<T*>(scratch);
     const auto take = [&](Index elements) {
       T* const mine = p;
@@ -40,6 +42,7 @@ struct ForwardScratch {
     weight_sum = rounds_weights ? take(Tiles::query_block * Vec<T>::width) : sum;
     reference = take(Tiles::query_block);
     maximum = take(Tiles::query_block * Vec<T>::width);
+    if (sums_afresh) out_more = take(Tiles::query_block * round_up(value_dim, kPanel<T>));
     end = p;
   }
   // The same of the rows from `row` on, whose scores take the place of those before.
@@ -64,7 +67,8 @@ CATTN_INLINE Index bytes_up_to(T* end) {
 
 template <class M>
 Index forward_scratch_bytes(Index head_dim, Index value_dim) {
-  const ForwardScratch<typename M::T> scratch(nullptr, head_dim, value_dim, M::rounds_weights);
+  const ForwardScratch<typename M::T> scratch(nullptr, head_dim, value_dim, M::rounds_weights,
+                                              M::sums_afresh);
   return bytes_up_to(scratch.end) + M::Forward::scratch_bytes(head_dim, value_dim);
 }
 
@@ -176,16 +180,20 @@ CATTN_INLINE void rescale_row(const ForwardScratch<T>& scratch, Index r, typenam
     T* const sum = sums + r * X::width;
     X::store(sum, X::mul(X::load(sum), factor));
   };
-  const auto rescale = [&](T* sums, T* accumulator) {
-    rescale_sum(sums);
+  const auto rescale_out = [&](T* accumulator) {
     for (Index col = 0; col < value_dim; col += X::width) {
       T* const p = accumulator + (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
       X::store(p, X::mul(X::load(p), factor));
     }
   };
-  rescale(scratch.sum, scratch.out);
+  rescale_sum(scratch.sum);
+  rescale_out(scratch.out);
   if (scratch.weight_sum != scratch.sum) rescale_sum(scratch.weight_sum);
-  if (scratch.out_tangent) rescale(scratch.sum_tangent, scratch.out_tangent);
+  if (scratch.out_more) rescale_out(scratch.out_more);
+  if (scratch.out_tangent) {
+    rescale_sum(scratch.sum_tangent);
+    rescale_out(scratch.out_tangent);
+  }
 }
 
 // Moves the reference of a row.
@@ -341,9 +349,17 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
     X::store(reached + first, X::max(X::mul(maximum, by), X::load(scratch.reference + first)));
   }
   for (Index r = 0; r < rows; ++r) {
-    if (r % kRowsAwake == kRowsAwake / 2) M::stay_awake();
+    if (kSum && r % kRowsAwake == kRowsAwake / 2) M::stay_awake();
     const auto reference = X::set1(reached[r]);
     const T* const s = scratch.score + r * stride;
+    if constexpr (!kSum && M::rounds_at_once) {
+      const typename M::RoundedWeights weights(factor, reached[r]);
+      auto keeper = matrices.keeper(r, columns.begin);
+#pragma GCC unroll 4
+      for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.step())
+        keeper.keep(weights(X::load(s + c), X::load(s + c + X::width)));
+      continue;
+    }
     auto total = X::zero();
 #pragma GCC unroll 4
     for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
@@ -650,14 +666,17 @@ CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
 }
 
 constexpr Index kBytesInL2 = 1 << 19;  // of keys and values
+constexpr Index kBlocksPerSum = 4;     // longer ones grow less accurate
 
 // The same for groups of M::row_group rows, f(group, its first row, terms, index), as far as they
-// attend something of a block. A group's outputs stay in the L1 cache for several key blocks, and
-// the key blocks in the L2 cache for all groups.
-template <class M, class F>
-CATTN_INLINE void for_row_groups(const ForwardTask& t, Index block_bytes, F f) {
+// attend something of a block, and finish(its first row) before another group has its turn. A
+// group's outputs stay in the L1 cache for several key blocks, and the key blocks in the L2 cache
+// for all groups.
+template <class M, class F, class Finish>
+CATTN_INLINE void for_row_groups(const ForwardTask& t, Index block_bytes, F f, Finish finish) {
   using T = typename M::T;
-  const Index at_a_time = larger(kBytesInL2 / block_bytes, 1);
+  const Index in_l2 = larger(kBytesInL2 / block_bytes, 1);
+  const Index at_a_time = M::sums_afresh ? smaller(in_l2, kBlocksPerSum) : in_l2;
   const Range all = attended_blocks<T>(t);
   for (Index first = all.begin; first < all.end; first += at_a_time) {
     const Range blocks{first, smaller(first + at_a_time, all.end)};
@@ -668,6 +687,7 @@ CATTN_INLINE void for_row_groups(const ForwardTask& t, Index block_bytes, F f) {
                           const Range columns = group.columns(0, group.rows);
                           if (columns.begin < columns.end) f(group, row, terms, index);
                         });
+      finish(row);
     }
   }
 }
@@ -748,6 +768,22 @@ struct StoreBoundedProbabilities {
   }
 };
 
+// Adds `out_more` to the outputs of some rows, if there are some; else it becomes them.
+template <class T>
+CATTN_INLINE void add_more_to_out(const ForwardScratch<T>& scratch, Index rows, Index value_dim,
+                                  bool has_outputs) {
+  using X = Vec<T>;
+  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
+  for (Index col = 0; col < value_dim; col += kPanel<T>) {
+    T* const out = scratch.out + col * query_block;
+    const T* const more = scratch.out_more + col * query_block;
+    for (Index i = 0; i < rows * kPanel<T>; i += X::width) {
+      const auto sum = X::load(more + i);
+      X::store(out + i, has_outputs ? X::add(X::load(out + i), sum) : sum);
+    }
+  }
+}
+
 // The loop over key blocks, shared by all types in memory.
 template <class M, class T = typename M::T>
 [[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch,
@@ -774,10 +810,19 @@ template <class M, class T = typename M::T>
     if (!begin_outputs(row))
       clear_out<M>(smaller(M::row_group, t.rows - row), t.value_dim, scratch.from(row).out);
   };
+  bool has_more = false;
+  const auto add_more = [&](Index row) {
+    if (!has_more) return;
+    has_more = false;
+    matrices.settle();
+    const Index rows = round_up(smaller(M::row_group, t.rows - row), M::row_padding);
+    add_more_to_out(scratch.from(row), rows, t.value_dim, begin_outputs(row));
+  };
   for_row_groups<M>(
       t, key_bytes + value_bytes,
       [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
-        const ForwardScratch<T> rows = scratch.from(row);
+        ForwardScratch<T> rows = scratch.from(row);
+        if (!has_more) rows.out_more = nullptr;
         const char* const key = t.keys + index * key_bytes;
         const uint8_t flags = t.value_flags[index];
         const bool keeps = M::Forward::keeps && (flags & kBlockSplits) && !terms.dropout.on;
@@ -821,12 +866,18 @@ template <class M, class T = typename M::T>
         if (keeps) {
           matrices.add_kept_sums(block, rows.weight_sum);
           if constexpr (!M::Forward::begins_outputs) clear_new_outputs(row);
-          matrices.accumulate_kept(block, value, rows.out, begin_outputs(row));
+          if constexpr (M::sums_afresh) {
+            matrices.accumulate_kept(block, value, scratch.out_more, has_more);
+            has_more = true;
+          } else {
+            matrices.accumulate_kept(block, value, rows.out, begin_outputs(row));
+          }
         } else {
           clear_new_outputs(row);
           matrices.accumulate(block, rows.score, value, flags, rows.out);
         }
-      });
+      },
+      add_more);
   matrices.settle();
   for (Index row = 0; row < t.rows; row += M::row_group) clear_new_outputs(row);
   if constexpr (M::weight_exponent != 0) {
@@ -836,7 +887,8 @@ template <class M, class T = typename M::T>
 
 template <class M, class S>
 void forward(const ForwardTask& t) {
-  ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim, M::rounds_weights);
+  ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim, M::rounds_weights,
+                                        M::sums_afresh);
   if (!t.lse) scratch.sum = scratch.weight_sum;  // who would need the other one?
   prepare_rows<M>(t, scratch);
   attend<M>(t, scratch, M::Forward::template pack_queries<S>(t, scratch.query, scratch.end));

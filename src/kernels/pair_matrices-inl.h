@@ -25,6 +25,10 @@ struct PairPrecision {
   static constexpr int weight_parts = Weights::left_parts;
   using Exponential = typename ExponentialOf<weight_parts>::Type;
   static constexpr int gradient_parts = Gradients::left_parts;
+  // Of what is computed and what it is multiplied with along its rows: one part goes into a row by
+  // one instruction.
+  static constexpr Pairing pairing = weight_parts == 1 ? Pairing::neighbours : Pairing::halves;
+  static_assert((weight_parts == 1) == (gradient_parts == 1));
   static_assert(Operands::left_parts == parts && Weights::right_parts == parts);
   static_assert(Gradients::right_parts == parts && Gradients::left_parts == parts);
 };
@@ -87,11 +91,10 @@ CATTN_INLINE float norm_bound(float largest, Index cols) {
   return largest * __builtin_sqrtf(static_cast<float>(cols));
 }
 
-// A range of depth in whole steps of Micro; what it gains is zero in the operand that was computed.
-// An empty one stays empty: nothing was kept for it.
-template <class Micro>
-CATTN_INLINE Range whole_steps(Range range) {
-  return range.begin < range.end ? whole(range, Micro::depth_step) : Range{0, 0};
+// A range of depth in whole steps; what it gains is zero in the operand that was computed. An empty
+// one stays empty: nothing was kept for it.
+CATTN_INLINE Range whole_steps(Range range, Index step) {
+  return range.begin < range.end ? whole(range, step) : Range{0, 0};
 }
 
 // left right^T of a block on pairs, tile by tile to `finish`.
@@ -156,6 +159,13 @@ struct PairMatrices {
   // Weights are kept as 2^weight_exponent times what they are: those down to 2^-29 of the largest
   // are then normal float16.
   static constexpr int weight_exponent = kLargestExponent<Format>;
+  // Whether weights that are only multiplied with v come rounded as they are.
+  static constexpr bool rounds_at_once = rounds_weights && !kIsLimited<Format>;
+  using RoundedWeights = BFloat16Weights;
+  static constexpr Pairing pairing = P::pairing;
+  // What ranges of the depth are rounded to.
+  static constexpr Index depth_step =
+      pairing == Pairing::halves ? kPairDepth : Micro::depth_step;
   static constexpr Index row_padding = Micro::row_padding;
   // What tile registers leave in memory goes through the L1 cache row tile by row tile.
   static constexpr bool finishes_in_registers = !Micro::stores_sums;
@@ -163,6 +173,8 @@ struct PairMatrices {
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
   static constexpr int gradient_parts = P::gradient_parts;
+  // As accurate as float32: outputs are summed from sums of some blocks, each of which starts afresh.
+  static constexpr bool sums_afresh = Micro::stores_sums && weight_parts == 3;
   // dk and dv are summed as their transposes: what is computed, p and ds, is
   // then the right operand of both products, which takes it as it comes, two rows at a time. As the
   // left one it would have to be transposed.
@@ -209,7 +221,7 @@ struct PairMatrices {
     } else if (is_transposed(t.operand)) {
       range = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.right());
     } else {
-      range = pack_right<Format, parts>(source, stride, t.rows, t.cols, packed.right());
+      range = pack_right<Format, parts, pairing>(source, stride, t.rows, t.cols, packed.right());
     }
     // The norms of keys bound the scores; nobody asks for those of others.
     if (t.operand == Operand::key) {
@@ -286,7 +298,7 @@ struct PairMatrices {
       } else if (is_transposed(operand)) {
         unpack_right<Format, parts>(right(), cols, rows, room, cols * kPanel<float>);
       } else {
-        unpack_right<Format, parts>(right(), rows, cols, room, rows * kPanel<float>);
+        unpack_right<Format, parts, pairing>(right(), rows, cols, room, rows * kPanel<float>);
       }
       return room;
     }
@@ -367,7 +379,7 @@ struct PairMatrices {
       const Index first = all.begin / kPairDepth * kPairDepth;
       // What stands beside the columns that a row tile attends is of other blocks.
       row_tiles(block.rows, [&]<int kRows>(Index r) {
-        const Range columns = block.columns(r, kRows), steps = whole_steps<Micro>(columns);
+        const Range columns = block.columns(r, kRows), steps = whole_steps(columns, depth_step);
         if (columns.begin >= columns.end) return;
         for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
           float* const p = tile + row * key_block;
@@ -375,8 +387,8 @@ struct PairMatrices {
           fill(p + columns.end, steps.end - columns.end, 0.0f);
         }
       });
-      pack_left<Format, weight_parts>(tile + first, key_block, block.rows,
-                                      round_up(all.end, Micro::depth_step) - first,
+      pack_left<Format, weight_parts, pairing>(tile + first, key_block, block.rows,
+                                      round_up(all.end, depth_step) - first,
                                       memory_.weights.at(0, first));
       accumulate_kept(block, value, out, true);
     }
@@ -386,9 +398,11 @@ struct PairMatrices {
     struct Keeper {
       LeftPairs to;
 
+      CATTN_INLINE void keep(Pairs::W p) const { Pairs::store(to.p, p); }
+      CATTN_INLINE void step() { to.p += to.panel; }
       CATTN_INLINE void operator()(Index i, const Pairs::V (&p)[2]) const {
         Pairs::W all[weight_parts];
-        split_row<Format, weight_parts>(p[0], p[1], all);
+        split_row<Format, weight_parts, pairing>(p[0], p[1], all);
         CATTN_UNROLL
         for (int part = 0; part < weight_parts; ++part) {
           Pairs::store(to.p + i * to.row + to.offset(part), all[part]);
@@ -408,7 +422,7 @@ struct PairMatrices {
       if constexpr (sums_kept) {
         row_tiles(block.rows, [&]<int kRows>(Index r) {
           micro_.template add_row_sums<Format, kRows>(memory_.weights.at(r, 0),
-                                                      whole_steps<Micro>(block.columns(r, kRows)),
+                                                      whole_steps(block.columns(r, kRows), depth_step),
                                                       sums + r * Pairs::width);
         });
       }
@@ -422,11 +436,13 @@ struct PairMatrices {
     static constexpr bool begins_outputs = Micro::stores_sums;
     CATTN_INLINE void accumulate_kept(const ScoreBlock& block, const char* value, float* out,
                                       bool add) {
+      PairOutput to{out, kPanel<float>, query_block * kPanel<float>, add};
+      to.goes_on = true;
       multiply_pairs<typename P::WeightProducts>(
           micro_, memory_.weights, block.rows,
           Packed{Operand::value, tiling, t_.value_dim, value}.right(), t_.value_dim,
-          PairOutput{out, kPanel<float>, query_block * kPanel<float>, add},
-          [&](Index r, Index count, Index) { return whole_steps<Micro>(block.columns(r, count)); });
+          to,
+          [&](Index r, Index count, Index) { return whole_steps(block.columns(r, count), depth_step); });
     }
 
    private:
@@ -514,7 +530,7 @@ struct PairMatrices {
       Scaled scaled{nullptr, nullptr};
       if (ds) {
         scaled = fit<false>(ds);
-        pack_left<Format, gradient_parts>(scaled.tile, key_block, t_.rows, t_.cols,
+        pack_left<Format, gradient_parts, pairing>(scaled.tile, key_block, t_.rows, t_.cols,
                                           memory_.dscore_rows);
       }
       add_rows(block_, memory_.dscore_rows,
@@ -535,23 +551,30 @@ struct PairMatrices {
     // Keeps 32 columns, from c on, of two of these rows of probabilities and score gradients.
     CATTN_INLINE void keep(Index row, Index c, const Pairs::V (&p)[2][2],
                            const Pairs::V (&ds)[2][2]) const {
-      const auto keep_right = [&](const Pairs::V(&x)[2][2], RightPairs to) {
+      const auto keep_right = [&](auto exact, int part, const auto& x, const RightPairs& right) {
         CATTN_UNROLL
         for (int j = 0; j < 2; ++j) {
-          Pairs::W all[gradient_parts];
-          split<Format, gradient_parts>(x[0][j], x[1][j], all);
-          CATTN_UNROLL
-          for (int part = 0; part < gradient_parts; ++part)
-            Pairs::store(to.at(first_ + row, c + j * Pairs::width).p + part * to.part, all[part]);
+          Pairs::store(right.at(first_ + row, c + j * Pairs::width).p + part * right.part,
+                       pair_up<Format>(exact, x[j], x[2 + j]));
         }
       };
-      if (t_.dv) keep_right(p, memory_.probability);
-      if (t_.dk) keep_right(ds, memory_.dscore);
+      Pairs::V rows[4] = {p[0][0], p[0][1], p[1][0], p[1][1]};
+      if (t_.dv) {
+        for_parts<Format, gradient_parts>(rows, [&](int part, auto& x, auto exact) {
+          keep_right(exact, part, x, memory_.probability);
+        });
+      }
+      Pairs::V gradients[4] = {ds[0][0], ds[0][1], ds[1][0], ds[1][1]};
+      if (t_.dk) {
+        for_parts<Format, gradient_parts>(gradients, [&](int part, auto& x, auto exact) {
+          keep_right(exact, part, x, memory_.dscore);
+        });
+      }
       CATTN_UNROLL
       for (int i = 0; i < 2; ++i) {
         const LeftPairs to = rows_.at(row + i, c);
         Pairs::W all[gradient_parts];
-        split_row<Format, gradient_parts>(ds[i][0], ds[i][1], all);
+        split_row<Format, gradient_parts, pairing>(ds[i][0], ds[i][1], all);
         CATTN_UNROLL
         for (int part = 0; part < gradient_parts; ++part)
           Pairs::store(to.p + to.offset(part), all[part]);
@@ -681,7 +704,7 @@ struct PairMatrices {
     CATTN_INLINE void add_rows(const ScoreBlock& block, LeftPairs ds, const PairOutput& to) {
       multiply_pairs<typename P::GradientProducts>(
           micro_, ds, block.rows, key_rows(t_).right(), t_.head_dim, to,
-          [&](Index r, Index count, Index) { return whole_steps<Micro>(block.columns(r, count)); });
+          [&](Index r, Index count, Index) { return whole_steps(block.columns(r, count), depth_step); });
     }
 
     // sum += of^T tile, with the tile packed in `right`; null: it is there
@@ -700,7 +723,7 @@ struct PairMatrices {
                           nullptr,
                           scaled.back};
       for (Index c = 0; c < t_.cols; c += kPairCols) {
-        const Range depth = whole_steps<Micro>(block_.rows_of(c, kPairCols));
+        const Range depth = whole_steps(block_.rows_of(c, kPairCols), depth_step);
         multiply_pairs<typename P::GradientProducts>(micro_, left, of.cols, right.at(0, c),
                                                      smaller(kPairCols, t_.cols - c), to.from(0, c),
                                                      [&](Index, Index, Index) { return depth; });

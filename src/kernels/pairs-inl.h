@@ -9,6 +9,10 @@
 // A tile of 16 rows and 64 bytes is one tile register of either. Depth is padded with zeros to a
 // multiple of 32, rows to a multiple of 16 and columns to a multiple of 32.
 //
+// Which two make a pair is the same in both operands (Pairing): neighbours along the depth, or of
+// every 32 the first and the 17th, the second and the 18th and so on. Those come out of two vectors
+// of a row without a permutation, so what is computed is paired like that.
+//
 // Needs Vec<float> of 16 lanes, Pairs and Float16Pairs, parts-inl.h and gemm-inl.h before it.
 
 constexpr Index kPairDepth = 32;  // elements of a left panel, of depth
@@ -67,10 +71,11 @@ CATTN_INLINE Pairs::V load_up_to(const S* p, Index n) {
 }
 
 // 32 elements of a row in memory, of which n exist, as 16 pairs.
-template <class F, int kParts, class S>
+template <class F, int kParts, Pairing kPairing = Pairing::neighbours, class S>
 CATTN_INLINE void split_row(const S* p, Index n, RangeOf<F, kParts, S>& range,
                             Pairs::W (&parts)[kParts]) {
   if constexpr (kIsPart<F, kParts, S>) {
+    static_assert(kPairing == Pairing::neighbours);
     parts[0] = Pairs::load_up_to(&p->bits, n);
     range.see(parts[0]);
   } else {
@@ -79,21 +84,35 @@ CATTN_INLINE void split_row(const S* p, Index n, RangeOf<F, kParts, S>& range,
                second = load_up_to(p + (n > width ? width : 0), n - width);
     range.see(first);
     range.see(second);
-    split_row<F, kParts>(first, second, parts);
+    split_row<F, kParts, kPairing>(first, second, parts);
   }
 }
 
-// The rows 2k and 2k + 1 (of which `rows` exist, 0 to 2) of 16 columns (n exist) as pairs.
+// The depth of the first element of pair i, and how far behind it the other one is.
+template <Pairing kPairing>
+CATTN_INLINE Index first_of_pair(Index i) {
+  if constexpr (kPairing == Pairing::neighbours) return 2 * i;
+  return i / Pairs::width * kPairDepth + i % Pairs::width;
+}
+template <Pairing kPairing>
+constexpr Index kPairDistance = kPairing == Pairing::neighbours ? 1 : Pairs::width;
+
+// Two rows of `rows` that exist, the first and the one `distance` further, of 16 columns from p on
+// (n exist) as pairs.
 template <class F, int kParts, class S>
-CATTN_INLINE void split_two_rows(const S* p, Index stride, Index rows, Index n,
-                                 RangeOf<F, kParts, S>& range, Pairs::W (&parts)[kParts]) {
-  const S* const next = rows > 1 ? p + stride : p;
-  const Index lower_count = rows > 0 ? n : 0, upper_count = rows > 1 ? n : 0;
+CATTN_INLINE void split_two_rows(const S* p, Index stride, Index first, Index distance, Index rows,
+                                 Index n, RangeOf<F, kParts, S>& range,
+                                 Pairs::W (&parts)[kParts]) {
+  const Index second = first + distance;
+  const Index lower_count = first < rows ? n : 0, upper_count = second < rows ? n : 0;
+  const S* const lower_row = p + (lower_count > 0 ? first * stride : 0);
+  const S* const upper_row = p + (upper_count > 0 ? second * stride : 0);
   if constexpr (kIsPart<F, kParts, S>) {
-    parts[0] = Pairs::load_pairs(&p->bits, lower_count, &next->bits, upper_count);
+    parts[0] = Pairs::load_pairs(&lower_row->bits, lower_count, &upper_row->bits, upper_count);
     range.see(parts[0]);
   } else {
-    const auto lower = load_up_to(p, lower_count), upper = load_up_to(next, upper_count);
+    const auto lower = load_up_to(lower_row, lower_count);
+    const auto upper = load_up_to(upper_row, upper_count);
     range.see(lower);
     range.see(upper);
     split<F, kParts>(lower, upper, parts);
@@ -114,7 +133,7 @@ CATTN_INLINE void pad_left(LeftPairs left, Index rows, Index depth) {
 
 // Left operand from (rows, depth) in memory: Q for Q K^T, dO for dO V^T, P for P V, dS for dS K.
 // S is the type in memory.
-template <class F, int kParts, class S>
+template <class F, int kParts, Pairing kPairing = Pairing::neighbours, class S>
 PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, LeftPairs left) {
   RangeOf<F, kParts, S> range;
   for (Index d = 0; d < depth; d += kPairDepth) {
@@ -122,7 +141,7 @@ PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, Le
     uint16_t* to = left.at(0, d).p;
     for (Index r = 0; r < rows; ++r, to += left.row) {
       Pairs::W parts[kParts];
-      split_row<F, kParts>(source + r * stride + d, n, range, parts);
+      split_row<F, kParts, kPairing>(source + r * stride + d, n, range, parts);
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + left.offset(p), parts[p]);
     }
@@ -140,10 +159,8 @@ PackedRange pack_left_transposed(const S* source, Index stride, Index depth, Ind
     for (Index r = 0; r < rows; r += kPairRows) {
       Pairs::W parts[kParts][16];
       for (Index k = 0; k < 16; ++k) {
-        const Index exist = depth - d - 2 * k;
         Pairs::W pair[kParts];
-        split_two_rows<F, kParts>(source + (exist > 0 ? (d + 2 * k) * stride : 0) + r, stride,
-                                  exist, rows - r, range, pair);
+        split_two_rows<F, kParts>(source + r, stride, d + 2 * k, 1, depth, rows - r, range, pair);
         CATTN_UNROLL
         for (int p = 0; p < kParts; ++p) parts[p][k] = pair[p];
       }
@@ -161,17 +178,16 @@ PackedRange pack_left_transposed(const S* source, Index stride, Index depth, Ind
 }
 
 // Right operand from (depth, cols) in memory: V for P V, K for dS K, dS for Q^T dS, P for dO^T P.
-template <class F, int kParts, class S>
+template <class F, int kParts, Pairing kPairing = Pairing::neighbours, class S>
 PackedRange pack_right(const S* source, Index stride, Index depth, Index cols, RightPairs right) {
   RangeOf<F, kParts, S> range;
   for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
     uint16_t* to = right.at(0, c).p;
     const Index n = cols - c;
-    for (Index d = 0; d < round_up(depth, kPairDepth); d += 2, to += 2 * kPairCols) {
+    for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i, to += 2 * kPairCols) {
       Pairs::W parts[kParts];
-      const Index exist = n > 0 ? depth - d : 0;
-      split_two_rows<F, kParts>(source + (exist > 0 ? d * stride + c : 0), stride, exist, n, range,
-                                parts);
+      split_two_rows<F, kParts>(source + (n > 0 ? c : 0), stride, first_of_pair<kPairing>(i),
+                                kPairDistance<kPairing>, depth, n, range, parts);
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * right.part, parts[p]);
     }
@@ -211,13 +227,15 @@ PackedRange pack_right_transposed(const S* source, Index stride, Index cols, Ind
 
 // The numbers of a right operand again, the sums of their parts, in panels of (depth, 32) that are
 // `panel` elements apart.
-template <class F, int kParts>
+template <class F, int kParts, Pairing kPairing = Pairing::neighbours>
 void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Index panel) {
   using X = Vec<float>;
   for (Index c = 0; c < cols; c += Pairs::width) {
     const uint16_t* from = right.at(0, c).p;
     float* const to = panels + c / kPairCols * panel + c % kPairCols;
-    for (Index d = 0; d < depth; d += 2, from += 2 * kPairCols) {
+    for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i, from += 2 * kPairCols) {
+      const Index first = first_of_pair<kPairing>(i), second = first + kPairDistance<kPairing>;
+      if (first >= depth) continue;
       auto lower = X::zero(), upper = X::zero();
       CATTN_UNROLL
       for (int p = kParts - 1; p >= 0; --p) {
@@ -225,8 +243,8 @@ void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Inde
         lower = X::add(lower, F::lower(pairs));
         upper = X::add(upper, F::upper(pairs));
       }
-      X::store(to + d * kPairCols, lower);
-      if (d + 1 < depth) X::store(to + (d + 1) * kPairCols, upper);
+      X::store(to + first * kPairCols, lower);
+      if (second < depth) X::store(to + second * kPairCols, upper);
     }
   }
 }
@@ -302,6 +320,7 @@ struct PairOutput {
   bool add;                               // c += factor * product, else c = product
   const float* factors = nullptr;         // of the rows, if not 1
   const float* column_factors = nullptr;  // likewise
+  bool goes_on = false;                   // adds to one sum what might start another one
 
   CATTN_INLINE float* at(Index r, Index col) const {
     return c + r * row + col / kPairCols * panel + col % kPairCols;
@@ -351,8 +370,9 @@ CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, Right
       const Index vectors = round_up(cols, Pairs::width) / Pairs::width;
       // As accurate as float32, the sum starts afresh: the small products come first.
       constexpr bool as_float32 = P::left_parts == 3;
-      if constexpr (!as_float32 && requires { out.at(r, Index{0}); }) {
-        if (!out.factors && !out.column_factors) {
+      if constexpr (requires { out.at(r, Index{0}); }) {
+        const bool afresh = as_float32 && out.add && !out.goes_on;
+        if (!afresh && !out.factors && !out.column_factors) {
           micro.template product<P, kRows>(left.at(r, 0), right, depth, vectors, out.from(r, 0));
           return;
         }

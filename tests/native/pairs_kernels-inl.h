@@ -15,24 +15,36 @@ void run_as(PairCase& t) {
   const L* const left_source = static_cast<const L*>(t.left);
   const R* const right_source = static_cast<const R*>(t.right);
   using Format = typename P::Format;
-  const PackedRange left_range =
-      t.left_transposed
-          ? pack_left_transposed<Format, P::left_parts>(left_source, t.left_stride, t.depth, t.rows,
-                                                        left)
-          : pack_left<Format, P::left_parts>(left_source, t.left_stride, t.rows, t.depth, left);
-  const PackedRange right_range = t.right_transposed
-                                      ? pack_right_transposed<Format, P::right_parts>(
-                                            right_source, t.right_stride, t.cols, t.depth, right)
-                                      : pack_right<Format, P::right_parts>(
-                                            right_source, t.right_stride, t.depth, t.cols, right);
-  t.left_flags = left_range.flags;
-  t.right_flags = right_range.flags;
+  if constexpr (!kIsPart<Format, P::left_parts, L>) {
+    if (t.halves) {
+      t.left_flags = pack_left<Format, P::left_parts, Pairing::halves>(left_source, t.left_stride,
+                                                                       t.rows, t.depth, left)
+                         .flags;
+      t.right_flags = pack_right<Format, P::right_parts, Pairing::halves>(
+                          right_source, t.right_stride, t.depth, t.cols, right)
+                          .flags;
+    }
+  }
+  if (!t.halves) {
+    const PackedRange left_range =
+        t.left_transposed
+            ? pack_left_transposed<Format, P::left_parts>(left_source, t.left_stride, t.depth,
+                                                          t.rows, left)
+            : pack_left<Format, P::left_parts>(left_source, t.left_stride, t.rows, t.depth, left);
+    const PackedRange right_range = t.right_transposed
+                                        ? pack_right_transposed<Format, P::right_parts>(
+                                              right_source, t.right_stride, t.cols, t.depth, right)
+                                        : pack_right<Format, P::right_parts>(
+                                              right_source, t.right_stride, t.depth, t.cols, right);
+    t.left_flags = left_range.flags;
+    t.right_flags = right_range.flags;
+  }
   Micro micro;
   multiply_pairs<P>(micro, left, t.rows, right, t.cols, PairOutput{t.c, t.c_row, t.c_panel, t.add},
                     [&](Index row, Index count, Index) {
                       const Index seen = round_up(row + count, 2);
                       return whole({t.begin, t.causal ? smaller(t.end, seen) : t.end},
-                                   Micro::depth_step);
+                                   t.halves ? kPairDepth : Micro::depth_step);
                     });
   micro.flush();
 }

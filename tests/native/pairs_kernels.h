@@ -34,6 +34,7 @@ struct PairCase {
   void *left_memory, *right_memory;
   Index begin, end;  // of the depth
   bool causal;       // the left operand is zero behind its diagonal
+  bool halves;       // how the depth is paired; neither operand is transposed then
   float* c;
   Index c_row, c_panel;
   bool add;

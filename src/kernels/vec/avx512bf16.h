@@ -41,14 +41,21 @@ struct Pairs {
   CATTN_INLINE static W round_row(V first, V second) {
     return (W)_mm512_cvtne2ps_pbh(second, first);
   }
+  CATTN_INLINE static W bits_in_a_row(V first, V second) {
+    // The instruction takes lanes of 128 bits in turn.
+    const W lanes = _mm512_packus_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), lanes);
+  }
   CATTN_INLINE static V nearest(V x) {
     const W half = _mm512_set1_epi32(0x8000), bfloat16 = _mm512_set1_epi32(-0x10000);
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), bfloat16));
   }
   CATTN_INLINE static W pair(V lower, V upper) {
-    return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lower), 16),
-                           _mm512_castps_si512(upper));
+    constexpr int a_and_b_or_c = 0xea;
+    return _mm512_ternarylogic_epi32(_mm512_castps_si512(upper), _mm512_set1_epi32(-0x10000),
+                                     _mm512_srli_epi32(_mm512_castps_si512(lower), 16),
+                                     a_and_b_or_c);
   }
   CATTN_INLINE static V lower(W a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
   CATTN_INLINE static V upper(W a) {

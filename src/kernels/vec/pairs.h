@@ -54,12 +54,12 @@ struct PlainPairs {
     return a;
   }
   // The nearest bfloat16, the one away from zero if there are two, of a number that is far from the
-  // end of the range; and pairs of such numbers.
+  // end of the range; and pairs of such numbers (of others the first 16 bits).
   CATTN_INLINE static V nearest(V x) {
     return reinterpret_cast<V>((reinterpret_cast<W>(x) + 0x8000u) & 0xffff0000u);
   }
   CATTN_INLINE static W pair(V lower, V upper) {
-    return reinterpret_cast<W>(lower) >> 16 | reinterpret_cast<W>(upper);
+    return reinterpret_cast<W>(lower) >> 16 | (reinterpret_cast<W>(upper) & 0xffff0000u);
   }
   CATTN_INLINE static V lower(W a) { return reinterpret_cast<V>(a << 16); }
   CATTN_INLINE static V upper(W a) { return reinterpret_cast<V>(a & 0xffff0000u); }
@@ -82,6 +82,16 @@ struct PlainPairs {
     V even, odd;
     part_even_odd(first, second, even, odd);
     return round(even, odd);
+  }
+
+  // 32 halves in a row whose bits are these whole numbers, rounded; of a negative one 0.
+  [[gnu::noinline]] static W bits_in_a_row(V first, V second) {
+    uint16_t halves[2 * width];
+    for (int i = 0; i < width; ++i) {
+      halves[i] = first[i] > 0 ? static_cast<uint16_t>(__builtin_rintf(first[i])) : 0;
+      halves[width + i] = second[i] > 0 ? static_cast<uint16_t>(__builtin_rintf(second[i])) : 0;
+    }
+    return load(halves);
   }
 
   // 16 rows of 16 pairs to 16 columns.
