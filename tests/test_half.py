@@ -165,6 +165,23 @@ def test_scores_of_any_size(half, scale):
     assert_same(cattn.attention(q, q, v, scale=scale, sinks=sinks)[large], v[large])
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 3e3])
+def test_output_without_lse(half, size):
+    """Its weights may come another way: as accurate, and 1 for the only key of a row."""
+    q, k, v = (normal(3, 1, n, 64, seed=n) for n in (40, 290, 291))
+    q, k, v = (x.astype(half) for x in (size * q, k, v[:, :, :290]))
+    for options in ({}, {"causal": True}, {"window": (30, 9)}, {"kv_lengths": [1, 129, 290]}):
+        out = cattn.attention(q, k, v, **options)
+        exact = reference.attention(q, k, v, **options)
+        limit = bounds.attention_bound(q, k, v, **options).out
+        assert bounds.worst(out, exact, limit) <= 1
+        with_lse = cattn.attention(q, k, v, **options, return_lse=True).out
+        errors = [np.square(x.astype(np.float64) - exact).mean() for x in (out, with_lse)]
+        assert errors[0] <= 1.05 * errors[1]
+    one_key = k[:, :, :1], v[:, :, :1]
+    assert_same(cattn.attention(q, *one_key), np.broadcast_to(one_key[1], q.shape))
+
+
 def test_wide_range(half):
     """Rows of all sizes that the half type has, side by side, in one block: none costs another."""
     q, k = normal(1, 60, 16, dtype=half, count=2)
