@@ -551,23 +551,6 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   return results;
 }
 
-// An accumulator's row through `transform`, to memory.
-template <class T, class S, class F>
-CATTN_INLINE void store_row(S* out, const T* accumulator, Index r, Index cols, F transform) {
-  using X = Vec<T>;
-  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
-  for (Index col = 0; col < cols; col += X::width) {
-    const Index at = (col / kPanel<T> * query_block + r) * kPanel<T> + col % kPanel<T>;
-    const auto x = transform(X::load(accumulator + at), at);
-    const Index n = cols - col;
-    if (n >= X::width) {
-      X::store(out + col, x);
-    } else {
-      X::store_n(out + col, x, n);
-    }
-  }
-}
-
 // Rows that are written soon: their cache lines come meanwhile.
 constexpr Index kRowsAhead = 16;
 template <class S>
@@ -576,19 +559,51 @@ CATTN_INLINE void prefetch_row(const S* row, Index cols) {
     __builtin_prefetch(row + c, 1, 2);
 }
 
+// Rows [first, first + count) of an accumulator to memory, where row r is out + r * stride:
+// transform(x, r, at) of each vector x, which is at accumulator + at.
+template <class T, class S, class F>
+CATTN_INLINE void store_rows(S* out, Index stride, const T* accumulator, Index first, Index count,
+                             Index cols, F transform) {
+  using X = Vec<T>;
+  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
+  constexpr int in_panel = kPanel<T> / X::width;
+  for (Index col = 0; col < cols; col += kPanel<T>) {
+    const Index n = cols - col;
+    Index at = (col / kPanel<T> * query_block + first) * kPanel<T>;
+    S* to = out + first * stride + col;
+    for (Index r = first; r < first + count; ++r, at += kPanel<T>, to += stride) {
+      prefetch_row(to + kRowsAhead * stride, smaller(n, kPanel<T>));
+      typename X::V x[in_panel];
+      CATTN_UNROLL
+      for (int j = 0; j < in_panel; ++j) {
+        const Index from = at + j * X::width;
+        x[j] = transform(X::load(accumulator + from), r, from);
+      }
+      CATTN_UNROLL
+      for (int j = 0; j < in_panel; ++j) {
+        const Index left = n - j * X::width;
+        if (left >= X::width) {
+          X::store(to + j * X::width, x[j]);
+        } else if (left > 0) {
+          X::store_n(to + j * X::width, x[j], left);
+        }
+      }
+    }
+  }
+}
+
 // out = o / sum and lse. S is the type in memory.
 template <class T, class S>
 CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   using X = Vec<T>;
   for (Index first = 0; first < t.rows; first += X::width) {
+    const Index count = smaller(X::width, t.rows - first);
     const RowResults<T> results = row_results(t, scratch, first);
-    for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
-      const auto factor = X::set1(results.factors[r - first]);
-      S* const out = static_cast<S*>(t.out.data) + r * t.out.row_stride;
-      prefetch_row(out + kRowsAhead * t.out.row_stride, t.value_dim);
-      store_row(out, scratch.out, r, t.value_dim, [&](auto o, Index) { return X::mul(o, factor); });
-      if (t.lse) static_cast<T*>(t.lse)[r * t.lse_stride] = results.lses[r - first];
-    }
+    store_rows(
+        static_cast<S*>(t.out.data), t.out.row_stride, scratch.out, first, count, t.value_dim,
+        [&](auto o, Index r, Index) { return X::mul(o, X::set1(results.factors[r - first])); });
+    for (Index r = 0; t.lse && r < count; ++r)
+      static_cast<T*>(t.lse)[(first + r) * t.lse_stride] = results.lses[r];
   }
 }
 

@@ -112,15 +112,15 @@ void jvp(const JvpTask& task) {
     const RowResults<T> results = row_results(t, scratch, first);
     T moved[X::width];
     X::store(moved, sum_rows<T>(scratch.sum_tangent + first * X::width));
-    for (Index r = first; r < smaller(first + X::width, t.rows); ++r) {
-      // `by` is kept_scale / denominator, and the sum of P ds is not dropped.
-      const auto by = X::set1(results.factors[r - first]);
-      const auto mean = X::set1(-moved[r - first] * (results.factors[r - first] / kept_scale));
-      store_row(static_cast<S*>(task.out_tangent.data) + r * task.out_tangent.row_stride,
-                scratch.out_tangent, r, t.value_dim, [&](auto u, Index at) {
-                  const auto out = X::mul(X::load(scratch.out + at), by);
-                  return X::fma(mean, out, X::mul(u, by));
-                });
-    }
+    store_rows(static_cast<S*>(task.out_tangent.data), task.out_tangent.row_stride,
+               scratch.out_tangent, first, smaller(X::width, t.rows - first), t.value_dim,
+               [&](auto u, Index r, Index at) {
+                 // `by` is kept_scale / denominator, and the sum of P ds is not dropped.
+                 const T factor = results.factors[r - first];
+                 const auto by = X::set1(factor);
+                 const auto out = X::mul(X::load(scratch.out + at), by);
+                 const auto mean = X::set1(-moved[r - first] * (factor / kept_scale));
+                 return X::fma(mean, out, X::mul(u, by));
+               });
   }
 }

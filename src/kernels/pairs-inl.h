@@ -181,13 +181,13 @@ PackedRange pack_left_transposed(const S* source, Index stride, Index depth, Ind
 template <class F, int kParts, Pairing kPairing = Pairing::neighbours, class S>
 PackedRange pack_right(const S* source, Index stride, Index depth, Index cols, RightPairs right) {
   RangeOf<F, kParts, S> range;
-  for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
-    uint16_t* to = right.at(0, c).p;
-    const Index n = cols - c;
-    for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i, to += 2 * kPairCols) {
+  for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i) {
+    const Index first = first_of_pair<kPairing>(i);
+    for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
+      uint16_t* const to = right.at(2 * i, c).p;
       Pairs::W parts[kParts];
-      split_two_rows<F, kParts>(source + (n > 0 ? c : 0), stride, first_of_pair<kPairing>(i),
-                                kPairDistance<kPairing>, depth, n, range, parts);
+      split_two_rows<F, kParts>(source + (c < cols ? c : 0), stride, first, kPairDistance<kPairing>,
+                                depth, cols - c, range, parts);
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * right.part, parts[p]);
     }
