@@ -1,5 +1,6 @@
 // The C interface: struct in, status out.
 #include <cstring>
+#include <limits>
 #include <new>
 
 #include "cattn.h"
@@ -39,6 +40,14 @@ void check_version(const P* problem, const char* init) {
   }
 }
 
+// Of sequences packed along the rows the lengths do not count: which kernels compute one must not
+// depend on the others.
+cattn::HeadSize head_size(const cattn::Problem& problem) {
+  constexpr cattn::Index any = std::numeric_limits<cattn::Index>::max();
+  return {problem.head_dim + problem.value_dim, problem.packed ? any : problem.queries,
+          problem.packed ? any : problem.keys};
+}
+
 // Runs a loop nest on a checked problem.
 cattn_status run(const cattn_attention* problem, cattn::Direction direction,
                  void (*nest)(const cattn::Problem&, const cattn::KernelSet&)) {
@@ -48,8 +57,8 @@ cattn_status run(const cattn_attention* problem, cattn::Direction direction,
     const cattn::KernelTable* table = &cattn::kernel_table();
     if (direction == cattn::Direction::tangent && table->multiply_adds)
       table = table->multiply_adds;
-    nest(checked, cattn::kernel_set(*table, checked.dtype, checked.precision,
-                                    checked.head_dim + checked.value_dim));
+    nest(checked,
+         cattn::kernel_set(*table, checked.dtype, checked.precision, head_size(checked)));
   });
 }
 
@@ -97,9 +106,9 @@ void cattn_rope_init(cattn_rope* problem) {
 cattn_status cattn_rope_apply(const cattn_rope* problem) {
   return guarded([&] {
     check_version(problem, "cattn_rope_init");
-    // Rotary embedding multiplies no matrices: whatever the depth, the kernel is the same.
+    // Rotary embedding multiplies no matrices: whatever the size, the kernel is the same.
     cattn::apply_rope(*problem, cattn::kernel_set(cattn::kernel_table(), problem->x.dtype,
-                                                  CATTN_PRECISION_HIGHEST, 0));
+                                                  CATTN_PRECISION_HIGHEST, {}));
   });
 }
 

@@ -47,7 +47,7 @@ namespace {
   put(table.float32_medium, pairs.float32_medium);
   put(table.float16, pairs.float16);
   put(table.bfloat16, pairs.bfloat16);
-  table.float32_depth = pairs.float32_depth;
+  table.float32_from = pairs.float32_from;
   return table;
 }
 
@@ -121,7 +121,7 @@ const KernelTable& kernel_table() {
 }
 
 const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_precision precision,
-                            Index depth) {
+                            const HeadSize& size) {
   switch (storage_of(dtype)) {
     case Storage::float64: return table.float64;
     case Storage::float16: return table.float16;
@@ -133,7 +133,7 @@ const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_preci
     case CATTN_PRECISION_MEDIUM: return table.float32_medium;
     case CATTN_PRECISION_HIGHEST: break;
   }
-  return depth < table.float32_depth ? table.multiply_adds->float32 : table.float32;
+  return size.reaches(table.float32_from) ? table.float32 : table.multiply_adds->float32;
 }
 
 void set_isa(const std::string& name) {

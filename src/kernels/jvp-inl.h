@@ -116,10 +116,10 @@ void jvp(const JvpTask& task) {
                scratch.out_tangent, first, smaller(X::width, t.rows - first), t.value_dim,
                [&](auto u, Index r, Index at) {
                  // `by` is kept_scale / denominator, and the sum of P ds is not dropped.
-                 const T factor = results.factors[r - first];
-                 const auto by = X::set1(factor);
+                 const T of_row = results.factors[r - first];
+                 const auto by = X::set1(of_row);
                  const auto out = X::mul(X::load(scratch.out + at), by);
-                 const auto mean = X::set1(-moved[r - first] * (factor / kept_scale));
+                 const auto mean = X::set1(-moved[r - first] * (of_row / kept_scale));
                  return X::fma(mean, out, X::mul(u, by));
                });
   }

@@ -228,6 +228,15 @@ struct KernelSet : MatrixKernels {
   void (*rope)(const RopeTask&);
 };
 
+// How large a head's products are: depth is head_dim + value_dim.
+struct HeadSize {
+  Index depth = 0, queries = 0, keys = 0;
+
+  bool reaches(const HeadSize& least) const {
+    return depth >= least.depth && queries >= least.queries && keys >= least.keys;
+  }
+};
+
 struct KernelTable {
   const char* name;
   KernelSet float32;
@@ -241,16 +250,16 @@ struct KernelTable {
   void (*dropout_row)(const DropoutRow&);
   // If some of the above are PairKernels: the table that they stand in, with multiply-adds.
   const KernelTable* multiply_adds;
-  Index float32_depth = 0;  // as in PairKernels
+  HeadSize float32_from{};  // as in PairKernels
 };
 
 // Kernels on pairs of half numbers that an instruction set has beside a table's; null: none.
 struct PairKernels {
   const MatrixKernels *float32, *float32_high, *float32_medium, *float16, *bfloat16;
-  // With fewer elements of q and v together, head_dim + value_dim, multiply-adds compute the
-  // highest precision of float32 faster: splitting the scores costs the same whatever the head
-  // size.
-  Index float32_depth = 0;
+  // Smaller heads are faster in the highest precision of float32 by multiply-adds: splitting a
+  // score costs the same however many elements it comes from, and splitting keys and values however
+  // many queries they serve.
+  HeadSize float32_from{};
 };
 
 }  // namespace cattn

@@ -355,20 +355,22 @@ void test_set(const KernelSet& kernels, Precision precision, const std::string& 
   test_finite_flag<T>(kernels, name);
 }
 
-// Of small heads multiply-adds are faster, where a table says so.
-void test_choice_by_depth(const KernelTable& table) {
+// For small heads multiply-adds are faster, where a table says so.
+void test_choice_by_size(const KernelTable& table) {
   KernelTable choosy = table;
-  choosy.float32_depth = 96;
+  choosy.float32_from = {96, 64, 32};
   choosy.multiply_adds = &table;
-  const auto set = [&](int32_t dtype, cattn_precision precision, Index depth) {
-    return &kernel_set(choosy, dtype, precision, depth);
+  const auto set = [&](int32_t dtype, cattn_precision precision, const HeadSize& size) {
+    return &kernel_set(choosy, dtype, precision, size);
   };
   const std::string name = table.name;
-  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, 95) == &table.float32, name + ": below");
-  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, 96) == &choosy.float32,
+  const HeadSize below[] = {{95, 64, 32}, {96, 63, 32}, {96, 64, 31}};
+  for (const HeadSize& size : below)
+    check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, size) == &table.float32, name + ": below");
+  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, {96, 64, 32}) == &choosy.float32,
         name + ": from there on");
-  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGH, 8) == &choosy.float32_high, name + ": high");
-  check(set(CATTN_FLOAT16, CATTN_PRECISION_HIGHEST, 8) == &choosy.float16, name + ": float16");
+  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGH, {}) == &choosy.float32_high, name + ": high");
+  check(set(CATTN_FLOAT16, CATTN_PRECISION_HIGHEST, {}) == &choosy.float16, name + ": float16");
 }
 
 }  // namespace
@@ -377,7 +379,7 @@ void test_kernels() {
   std::set<void (*)(const ForwardTask&)> tested;  // tables share kernels
   for (int32_t i = 0; const KernelTable* table = available_table(i); ++i) {
     const std::string name = table->name;
-    test_choice_by_depth(*table);
+    test_choice_by_size(*table);
     const auto test = [&]<class T>(const KernelSet& kernels, Precision of, const char* what, T) {
       if (tested.insert(kernels.forward).second) test_set<T>(kernels, of, name + " " + what);
     };
