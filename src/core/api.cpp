@@ -57,8 +57,7 @@ cattn_status run(const cattn_attention* problem, cattn::Direction direction,
     const cattn::KernelTable* table = &cattn::kernel_table();
     if (direction == cattn::Direction::tangent && table->multiply_adds)
       table = table->multiply_adds;
-    nest(checked,
-         cattn::kernel_set(*table, checked.dtype, checked.precision, head_size(checked)));
+    nest(checked, cattn::kernel_set(*table, checked.dtype, checked.precision, head_size(checked)));
   });
 }
 

@@ -95,14 +95,20 @@ class Backward {
     if (shared_) {
       run_shared();
     } else {
-      parallel_items(pairs_, threads_, p_.executor, [&](Index pair, int32_t thread) {
-        const Entry& e = entry(pair);
-        const Index h = pair % p_.heads_kv;
-        const PackedPair packed = packed_pair(e, h, thread);
-        for (Index b = 0; b < e.key_blocks; ++b) pack_keys(e, h, b, packed);
-        for (Index b = 0; b < e.group_query_blocks; ++b) pack_queries(e, h, b, packed);
-        for (Index b = 0; b < e.key_blocks; ++b) key_block(e, h, b, packed, thread);
-      });
+      parallel_parts(
+          pairs_, threads_, p_.executor, [&](Index pair) { return entry(pair).key_blocks; },
+          [&](Index pair, int32_t thread) {
+            const Entry& e = entry(pair);
+            const Index h = pair % p_.heads_kv;
+            const PackedPair packed = packed_pair(e, h, thread);
+            for (Index b = 0; b < e.key_blocks; ++b) pack_keys(e, h, b, packed);
+            for (Index b = 0; b < e.group_query_blocks; ++b) pack_queries(e, h, b, packed);
+          },
+          [&](Index pair, Index block, int32_t owner, int32_t thread) {
+            const Entry& e = entry(pair);
+            const Index h = pair % p_.heads_kv;
+            key_block(e, h, block, packed_pair(e, h, owner), thread);
+          });
     }
     if (p_.dsinks_array.data) add_up_sinks();
   }

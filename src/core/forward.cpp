@@ -64,16 +64,23 @@ class Forward {
     mask_blocks_ = &mask_blocks;
 
     if (!shared) {
-      parallel_items(p_.batch * p_.heads_kv, threads, p_.executor, [&](Index pair, int32_t thread) {
-        const Entry& e = entries_[static_cast<size_t>(pair / p_.heads_kv)];
-        const Index h = pair % p_.heads_kv, where = thread * most_blocks_;
-        for (Index block = 0; block < e.blocks.count; ++block) pack(e, h, block, where);
-        for (Index g = 0; g < p_.group; ++g) {
-          for (Index qb = e.query_blocks - 1; qb >= 0; --qb) {
-            attend(e, h * p_.group + g, qb, where, thread);
-          }
-        }
-      });
+      const auto entry = [&](Index pair) -> const Entry& {
+        return entries_[static_cast<size_t>(pair / p_.heads_kv)];
+      };
+      parallel_parts(
+          p_.batch * p_.heads_kv, threads, p_.executor,
+          [&](Index pair) { return p_.group * entry(pair).query_blocks; },
+          [&](Index pair, int32_t thread) {
+            const Entry& e = entry(pair);
+            for (Index block = 0; block < e.blocks.count; ++block)
+              pack(e, pair % p_.heads_kv, block, thread * most_blocks_);
+          },
+          [&](Index pair, Index part, int32_t owner, int32_t thread) {
+            const Entry& e = entry(pair);
+            const Index head = pair % p_.heads_kv * p_.group + part % p_.group;
+            const Index block = e.query_blocks - 1 - part / p_.group;
+            attend(e, head, block, owner * most_blocks_, thread);
+          });
       return;
     }
     const auto packed_at = [&](const Entry& e, Index h) {

@@ -75,20 +75,22 @@ int32_t default_num_threads() {
 
 void set_default_num_threads(int32_t n) { g_num_threads = n; }
 
-void wait_for_turn(const std::atomic<Index>& turn, Index wanted) {
-  // Mostly the turn has come already, or does so soon; but the other thread may have lost its core.
+void Patience::wait() {
   constexpr int kSpins = 2000;
-  for (int spins = 0; turn.load(std::memory_order_acquire) != wanted; ++spins) {
-    if (spins >= kSpins) {
-      std::this_thread::yield();
-    } else {
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      __asm__ volatile("yield");
-#endif
-    }
+  if (spins_ >= kSpins) {
+    std::this_thread::yield();
+    return;
   }
+  ++spins_;
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+void wait_for_turn(const std::atomic<Index>& turn, Index wanted) {
+  for (Patience patience; turn.load(std::memory_order_acquire) != wanted;) patience.wait();
 }
 
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,

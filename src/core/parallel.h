@@ -2,6 +2,7 @@
 // an item computes depends on its index alone, so results do not depend on the threads.
 #pragma once
 #include <atomic>
+#include <vector>
 
 #include "core/types.h"
 
@@ -30,6 +31,16 @@ class ItemFunction {
 // others.
 enum class Order : uint8_t { runs, one_by_one };
 
+// Waits for another thread, which must be at work already: mostly that is soon done, but it may
+// have lost its core.
+class Patience {
+ public:
+  void wait();
+
+ private:
+  int spins_ = 0;
+};
+
 // Waits until `turn` is `wanted`, which another thread is about to say: work whose order is part of
 // the result. The other thread must work on an item that was taken before.
 void wait_for_turn(const std::atomic<Index>& turn, Index wanted);
@@ -38,5 +49,79 @@ void wait_for_turn(const std::atomic<Index>& turn, Index wanted);
 // in order, so the heavy ones go first. With one thread it is a plain loop. f must not throw.
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
                     Order order = Order::runs);
+
+// The parts of an item that is one thread's, for others to take when there are no items left. What
+// they work on may be that thread's own memory: it waits for them before it begins anew.
+class alignas(64) Parts {
+ public:
+  // The item's own thread says that its parts are coming, and then does `count` of them, or waits
+  // until others have done so.
+  void announce() { coming_.store(true, std::memory_order_relaxed); }
+  template <class F>
+  void share(Index item, Index count, F f) {
+    item_ = item;
+    count_ = count;
+    undone_.store(count, std::memory_order_relaxed);
+    left_.store(count, std::memory_order_release);
+    coming_.store(false, std::memory_order_release);
+    help(f);
+    for (Patience patience; undone_.load(std::memory_order_acquire) > 0;) patience.wait();
+  }
+  bool are_coming() const { return coming_.load(std::memory_order_acquire); }
+  // Calls f(item, part) for the parts that are left, in order.
+  template <class F>
+  void help(F f) {
+    while (left_.load(std::memory_order_relaxed) > 0) {
+      const Index left = left_.fetch_sub(1, std::memory_order_acq_rel);
+      if (left <= 0) return;
+      f(item_, count_ - left);  // these stay as they are while a part is undone
+      undone_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+ private:
+  std::atomic<bool> coming_{false};
+  std::atomic<Index> left_{0}, undone_{0};
+  Index item_ = 0, count_ = 0;
+};
+
+// Items of which a thread makes ready one after the other, begin(item, thread), and then does the
+// parts_of(item) parts, part(item, i, owner, thread); at the end threads that have no item help
+// with the parts of those `owner`s that have one.
+template <class PartsOf, class Begin, class Part>
+void parallel_parts(Index items, int32_t threads, const cattn_executor* executor, PartsOf parts_of,
+                    Begin begin, Part part) {
+  std::vector<Parts> all(static_cast<size_t>(threads));
+  const auto done_by = [&](int32_t owner, int32_t thread) {
+    return [&part, owner, thread](Index item, Index i) { part(item, i, owner, thread); };
+  };
+  const auto own = [&](Index item, int32_t thread) {
+    Parts& parts = all[static_cast<size_t>(thread)];
+    const Index count = parts_of(item);
+    if (count > 1) parts.announce();
+    begin(item, thread);
+    if (count > 1) {
+      parts.share(item, count, done_by(thread, thread));
+    } else if (count == 1) {
+      part(item, 0, thread, thread);
+    }
+  };
+  const auto help = [&](int32_t thread) {
+    for (int32_t owner = 0; owner < threads; ++owner) {
+      Parts& parts = all[static_cast<size_t>(owner)];
+      for (Patience patience; parts.are_coming();) patience.wait();
+      parts.help(done_by(owner, thread));
+    }
+  };
+  // One item more for each thread: to help.
+  const Index helpers = threads > 1 ? threads : 0;
+  parallel_items(items + helpers, threads, executor, [&](Index item, int32_t thread) {
+    if (item < items) {
+      own(item, thread);
+    } else {
+      help(thread);
+    }
+  });
+}
 
 }  // namespace cattn

@@ -54,30 +54,14 @@ Index query_block_of(const Problem& problem, Index query_block) {
 }
 
 Packing choose_packing(const Problem& problem, int32_t threads) {
-  if (threads == 1) return Packing::per_thread;
-  // Enough pairs to share out evenly: what a thread has packed itself is in its own cache, and
-  // nobody waits for the others' packing. Packed sequences differ in length: as many pairs as the
-  // longest would make of the whole.
-  Index longest = problem.keys, pairs = problem.batch * problem.heads_kv;
+  // Packed sequences differ in length: as many pairs as the longest would make of the whole.
+  Index pairs = problem.batch * problem.heads_kv;
   if (problem.packed) {
-    longest = 1;
-    for (Index b = 0; b < problem.batch; ++b) {
-      longest = std::max(longest, problem.sequence(b).keys);
-    }
+    Index longest = 1;
+    for (Index b = 0; b < problem.batch; ++b) longest = std::max(longest, problem.sequence(b).keys);
     pairs = problem.keys / longest * problem.heads_kv;
   }
-  // What one query needs at a time: of a window, its own keys only.
-  if (problem.window_left >= 0 && (problem.causal || problem.window_right >= 0)) {
-    const Index left = std::min(problem.window_left, longest);
-    const Index right = problem.causal ? 0 : std::min(problem.window_right, longest);
-    longest = std::clamp<Index>(left + right, 1, std::max<Index>(longest, 1));
-  }
-  const Index bytes_per_pair = longest * (problem.head_dim + problem.value_dim) * 4;
-  const bool small = bytes_per_pair <= Index{512} << 10;
-  // Large ones are not to leave threads without work for long at the end.
-  const Index idle = ceil_div(pairs, threads) * threads - pairs;
-  const bool even = !problem.packed && !problem.kv_lengths && 16 * idle <= pairs;
-  return pairs >= (small || even ? 4 : 16) * threads ? Packing::per_thread : Packing::shared;
+  return pairs >= threads ? Packing::per_thread : Packing::shared;
 }
 
 }  // namespace cattn

@@ -164,8 +164,7 @@ struct PairMatrices {
   using RoundedWeights = BFloat16Weights;
   static constexpr Pairing pairing = P::pairing;
   // What ranges of the depth are rounded to.
-  static constexpr Index depth_step =
-      pairing == Pairing::halves ? kPairDepth : Micro::depth_step;
+  static constexpr Index depth_step = pairing == Pairing::halves ? kPairDepth : Micro::depth_step;
   static constexpr Index row_padding = Micro::row_padding;
   // What tile registers leave in memory goes through the L1 cache row tile by row tile.
   static constexpr bool finishes_in_registers = !Micro::stores_sums;
@@ -173,7 +172,8 @@ struct PairMatrices {
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
   static constexpr int gradient_parts = P::gradient_parts;
-  // As accurate as float32: outputs are summed from sums of some blocks, each of which starts afresh.
+  // As accurate as float32: outputs are summed from sums of some blocks, each of which starts
+  // afresh.
   static constexpr bool sums_afresh = Micro::stores_sums && weight_parts == 3;
   // dk and dv are summed as their transposes: what is computed, p and ds, is
   // then the right operand of both products, which takes it as it comes, two rows at a time. As the
@@ -388,8 +388,8 @@ struct PairMatrices {
         }
       });
       pack_left<Format, weight_parts, pairing>(tile + first, key_block, block.rows,
-                                      round_up(all.end, depth_step) - first,
-                                      memory_.weights.at(0, first));
+                                               round_up(all.end, depth_step) - first,
+                                               memory_.weights.at(0, first));
       accumulate_kept(block, value, out, true);
     }
 
@@ -421,9 +421,9 @@ struct PairMatrices {
     CATTN_INLINE void add_kept_sums(const ScoreBlock& block, float* sums) {
       if constexpr (sums_kept) {
         row_tiles(block.rows, [&]<int kRows>(Index r) {
-          micro_.template add_row_sums<Format, kRows>(memory_.weights.at(r, 0),
-                                                      whole_steps(block.columns(r, kRows), depth_step),
-                                                      sums + r * Pairs::width);
+          micro_.template add_row_sums<Format, kRows>(
+              memory_.weights.at(r, 0), whole_steps(block.columns(r, kRows), depth_step),
+              sums + r * Pairs::width);
         });
       }
     }
@@ -440,9 +440,10 @@ struct PairMatrices {
       to.goes_on = true;
       multiply_pairs<typename P::WeightProducts>(
           micro_, memory_.weights, block.rows,
-          Packed{Operand::value, tiling, t_.value_dim, value}.right(), t_.value_dim,
-          to,
-          [&](Index r, Index count, Index) { return whole_steps(block.columns(r, count), depth_step); });
+          Packed{Operand::value, tiling, t_.value_dim, value}.right(), t_.value_dim, to,
+          [&](Index r, Index count, Index) {
+            return whole_steps(block.columns(r, count), depth_step);
+          });
     }
 
    private:
@@ -531,7 +532,7 @@ struct PairMatrices {
       if (ds) {
         scaled = fit<false>(ds);
         pack_left<Format, gradient_parts, pairing>(scaled.tile, key_block, t_.rows, t_.cols,
-                                          memory_.dscore_rows);
+                                                   memory_.dscore_rows);
       }
       add_rows(block_, memory_.dscore_rows,
                {static_cast<float*>(t_.dq), kPanel<float>, query_block * kPanel<float>, true,
@@ -704,7 +705,9 @@ struct PairMatrices {
     CATTN_INLINE void add_rows(const ScoreBlock& block, LeftPairs ds, const PairOutput& to) {
       multiply_pairs<typename P::GradientProducts>(
           micro_, ds, block.rows, key_rows(t_).right(), t_.head_dim, to,
-          [&](Index r, Index count, Index) { return whole_steps(block.columns(r, count), depth_step); });
+          [&](Index r, Index count, Index) {
+            return whole_steps(block.columns(r, count), depth_step);
+          });
     }
 
     // sum += of^T tile, with the tile packed in `right`; null: it is there

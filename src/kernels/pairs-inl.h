@@ -101,8 +101,7 @@ constexpr Index kPairDistance = kPairing == Pairing::neighbours ? 1 : Pairs::wid
 // (n exist) as pairs.
 template <class F, int kParts, class S>
 CATTN_INLINE void split_two_rows(const S* p, Index stride, Index first, Index distance, Index rows,
-                                 Index n, RangeOf<F, kParts, S>& range,
-                                 Pairs::W (&parts)[kParts]) {
+                                 Index n, RangeOf<F, kParts, S>& range, Pairs::W (&parts)[kParts]) {
   const Index second = first + distance;
   const Index lower_count = first < rows ? n : 0, upper_count = second < rows ? n : 0;
   const S* const lower_row = p + (lower_count > 0 ? first * stride : 0);
