@@ -1,6 +1,7 @@
 // Who computes does not matter: any number of threads, any executor, many callers at once give the
 // same bits.
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -96,6 +97,57 @@ void test_items() {
   }
 }
 
+// Each part is done once, and a thread begins no item while a part of its last one is undone.
+void test_parts() {
+  for (const Index items : {0, 1, 3, 40}) {
+    for (const int32_t threads : {1, 2, 5}) {
+      for (const cattn_executor* const executor : {&thread_executor(), &reverse_executor()}) {
+        const auto parts_of = [](Index item) { return item * 7 % 11; };  // of some none, or one
+        std::vector<std::atomic<int>> begun(static_cast<size_t>(items)), done(11 * begun.size());
+        std::vector<std::atomic<Index>> at(static_cast<size_t>(threads));
+        std::vector<std::atomic<int>> undone(at.size());
+        std::atomic<bool> right = true;
+        parallel_parts(
+            items, threads, executor, parts_of,
+            [&](Index item, int32_t thread) {
+              const auto mine = static_cast<size_t>(thread);
+              if (undone[mine] != 0) right = false;
+              ++begun[static_cast<size_t>(item)];
+              at[mine] = item;
+              undone[mine] = static_cast<int>(parts_of(item));
+            },
+            [&](Index item, Index part, int32_t owner, int32_t thread) {
+              if (at[static_cast<size_t>(owner)] != item || thread >= threads) right = false;
+              std::this_thread::yield();
+              ++done[static_cast<size_t>(11 * item + part)];
+              --undone[static_cast<size_t>(owner)];
+            });
+        const std::string name = std::to_string(items) + " items with parts: ";
+        check(right, name + "begun too early, or by an unknown thread");
+        for (Index item = 0; item < items; ++item) {
+          check(begun[static_cast<size_t>(item)] == 1, name + "one not begun once");
+          for (Index part = 0; part < 11; ++part) {
+            check(done[static_cast<size_t>(11 * item + part)] == (part < parts_of(item) ? 1 : 0),
+                  name + "a part not done once");
+          }
+        }
+      }
+    }
+  }
+}
+
+// Threads that have no item help with the parts of the one that there is.
+void test_help() {
+  std::atomic<int> by[2] = {0, 0};
+  parallel_parts(
+      1, 2, &thread_executor(), [](Index) { return Index{40}; }, [](Index, int32_t) {},
+      [&](Index, Index, int32_t, int32_t thread) {
+        ++by[thread];
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      });
+  check(by[0] + by[1] == 40 && by[0] > 0 && by[1] > 0, "help: one thread had all parts");
+}
+
 // Eight callers, each with a problem of its own, over and over.
 template <class T>
 void test_calls_at_once() {
@@ -149,6 +201,8 @@ void test_messages() {
 
 void test_threads() {
   test_items();
+  test_parts();
+  test_help();
   for (const Case& c : cases()) {
     test_same_bits<float>(c);
     test_same_bits<double>(c);
