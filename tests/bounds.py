@@ -37,9 +37,11 @@ are h' or h' + m' exactly. Of two operands nothing is missing, δ = 0; a weight 
 
 ω: where weights that are multiplied with v are rounded to bfloat16 (medium, and bfloat16 on pairs),
 the denominator is the sum of these rounded weights. So a weight gets a factor ``1 + ε_j`` in
-numerator and denominator, ``|ε_j| <= w / (1 + w)``, or 1.02 w where a weight is rounded as the bits
-of a bfloat16: those next to 2ⁿ (1 + m) are off by w in 1 + m too, their polynomial by 8.6e-5, and
-with 14 digits before the point they come to 5.3e-6. So ω = 1.02 w; elsewhere ω = 0.
+numerator and denominator, ``|ε_j| <= w / (1 + w)``. Where it comes as the bits of a bfloat16, a
+number 128 (n + 127 + m) that is rounded to a whole one, for 1 + m = 2ᶠ, rounding takes w 2⁻ᶠ of
+the weight and its polynomial 8.6e-5 or less: together w at most, next to f = 0, where the
+polynomial is exact. Two roundings of a number below 2¹⁴, 2⁻¹¹ each, are 2⁻¹⁷ of the weight. So
+ω = 1.003 w; elsewhere ω = 0.
 
 Instruction sets that multiply pairs of float16 (amx_fp16) round the weights and dS of float16
 arrays to float16, ω = δ_g = 2⁻¹¹, after scaling them by a power of 2: in the output the largest
@@ -58,7 +60,7 @@ includes that. Numbers that round to an infinite bfloat16 are left aside.
 For everything else δ = 0, μ = 1, π = γ and magnitudes are |x|. That includes the highest precision
 from three parts (`PAIRS`): of nine products the six largest are taken, the others are about
 2⁻²⁴ = u. The small ones are summed first, so that their roundings are not of the size of the sum,
-and this starts anew in every block and passes through fewer additions than are counted.
+and this starts anew every few blocks and passes through fewer additions than are counted.
 
 **Scores.** ``s = scale q·k + b`` passes through D roundings in the dot product and at most 8 more:
 scale is rounded (3), multiplied, the bias is added, the change to base 2 multiplies by a rounded
@@ -222,7 +224,7 @@ class Arithmetic(NamedTuple):
 W = 2.0**-8
 EXACT = *(((1, 0.0),) * 3), 0.0
 HIGH = *(((3, 2 * W**2),) * 3), 0.0
-ROUNDED = 1.02 * W
+ROUNDED = 1.003 * W
 MEDIUM = (1, 2 * W), (1, W), (1, 2 * W), ROUNDED
 FLOAT32 = {"highest": EXACT, "high": HIGH, "medium": MEDIUM}
 BFLOAT16 = (1, 0.0), (1, 0.0), (1, W), ROUNDED

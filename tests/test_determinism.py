@@ -25,13 +25,14 @@ CASES = [
 
 
 def everything(case, dtype, **more):
-    """Forward and backward."""
+    """Forward, alone too, and backward."""
     q, k, v, options, dout, dlse = problem(case, dtype)
+    alone = cattn.attention(q, k, v, **options, **more)
     result = cattn.attention(q, k, v, **options, **more, return_lse=True, return_weights=True)
     gradients = cattn.attention_backward(
         dout, q, k, v, *result[:2], dlse=dlse, grads=wanted(options), **options, **more
     )
-    return (*result, *gradients)
+    return (alone, *result, *gradients)
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
@@ -186,6 +187,26 @@ def test_a_large_query_does_not_matter_to_the_others(dtype):
     result = cattn.attention(q, k, v, causal=True, return_lse=True)
     kept = ~np.isin(np.arange(130), [100, 129])
     assert_same(tuple(a[:, kept] for a in result[:2]), tuple(a[:, kept] for a in expected[:2]))
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_nor_does_it_where_weights_are_rounded(any_dtype, precision):
+    """Scores beyond 4096 take another way, and so does a NaN."""
+    q, k, v = (normal(1, 130, 16, dtype=any_dtype, seed=i) for i in range(3))
+    expected = cattn.attention(q, k, v, causal=True, precision=precision)
+    q[:, 100] = 2.0**12 * q[:, 100].astype(np.float32)
+    result = cattn.attention(q, k, v, causal=True, precision=precision)
+    kept = np.arange(130) != 100
+    assert_same(result[:, kept], expected[:, kept])
+    assert np.isfinite(result[:, 100].astype(np.float64)).all()
+
+
+def test_packed_sequences_do_not_choose_each_others_kernels(any_dtype):
+    """How long the others are does not matter, with heads of a size at which it might."""
+    q, k, v = (normal(400, 2, 64, dtype=any_dtype, seed=i) for i in range(3))
+    both = cattn.attention_varlen(q, k, v, [0, 20, 400], [0, 20, 400], causal=True)
+    alone = cattn.attention_varlen(q[:20], k[:20], v[:20], [0, 20], [0, 20], causal=True)
+    assert_same(both[:20], alone)
 
 
 def test_a_row_alone_is_the_row_in_its_batch(dtype):

@@ -182,6 +182,22 @@ def test_output_without_lse(half, size):
     assert_same(cattn.attention(q, *one_key), np.broadcast_to(one_key[1], q.shape))
 
 
+def test_output_without_lse_of_odd_queries(half):
+    """Zeros whatever the scale, and NaN beside others."""
+    q, k, v = (normal(1, n, 64, dtype=half, seed=n) for n in (40, 129, 130))
+    v = v[:, :129]
+    even = cattn.attention(np.zeros_like(q), k, v, scale=1e37).astype(np.float32)
+    expected = np.broadcast_to(v.astype(np.float32).mean(axis=1), q.shape)
+    np.testing.assert_allclose(even, expected, rtol=0, atol=2e-3)
+    exact = cattn.attention(q, k, v)
+    q[:, 7] = np.nan
+    out = cattn.attention(q, k, v)
+    assert np.isnan(out[:, 7].astype(np.float32)).all()
+    others = np.arange(40) != 7
+    difference = out[:, others].astype(np.float32) - exact[:, others].astype(np.float32)
+    assert np.abs(difference).max() <= 1e-2
+
+
 def test_wide_range(half):
     """Rows of all sizes that the half type has, side by side, in one block: none costs another."""
     q, k = normal(1, 60, 16, dtype=half, count=2)

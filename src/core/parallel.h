@@ -54,20 +54,16 @@ void parallel_items(Index items, int32_t threads, const cattn_executor* executor
 // they work on may be that thread's own memory: it waits for them before it begins anew.
 class alignas(64) Parts {
  public:
-  // The item's own thread says that its parts are coming, and then does `count` of them, or waits
-  // until others have done so.
-  void announce() { coming_.store(true, std::memory_order_relaxed); }
+  // The item's own thread does `count` parts, or waits until others have done them.
   template <class F>
   void share(Index item, Index count, F f) {
     item_ = item;
     count_ = count;
     undone_.store(count, std::memory_order_relaxed);
     left_.store(count, std::memory_order_release);
-    coming_.store(false, std::memory_order_release);
     help(f);
     for (Patience patience; undone_.load(std::memory_order_acquire) > 0;) patience.wait();
   }
-  bool are_coming() const { return coming_.load(std::memory_order_acquire); }
   // Calls f(item, part) for the parts that are left, in order.
   template <class F>
   void help(F f) {
@@ -78,16 +74,18 @@ class alignas(64) Parts {
       undone_.fetch_sub(1, std::memory_order_release);
     }
   }
+  // The items that the own thread is done with.
+  void finish() { finished_.store(finished() + 1, std::memory_order_relaxed); }
+  Index finished() const { return finished_.load(std::memory_order_relaxed); }
 
  private:
-  std::atomic<bool> coming_{false};
-  std::atomic<Index> left_{0}, undone_{0};
+  std::atomic<Index> left_{0}, undone_{0}, finished_{0};
   Index item_ = 0, count_ = 0;
 };
 
 // Items of which a thread makes ready one after the other, begin(item, thread), and then does the
-// parts_of(item) parts, part(item, i, owner, thread); at the end threads that have no item help
-// with the parts of those `owner`s that have one.
+// parts_of(item) parts, part(item, i, owner, thread); threads for which no item is left help with
+// the parts of those `owner`s that have one, until all are done.
 template <class PartsOf, class Begin, class Part>
 void parallel_parts(Index items, int32_t threads, const cattn_executor* executor, PartsOf parts_of,
                     Begin begin, Part part) {
@@ -98,19 +96,23 @@ void parallel_parts(Index items, int32_t threads, const cattn_executor* executor
   const auto own = [&](Index item, int32_t thread) {
     Parts& parts = all[static_cast<size_t>(thread)];
     const Index count = parts_of(item);
-    if (count > 1) parts.announce();
     begin(item, thread);
     if (count > 1) {
       parts.share(item, count, done_by(thread, thread));
     } else if (count == 1) {
       part(item, 0, thread, thread);
     }
+    parts.finish();
   };
   const auto help = [&](int32_t thread) {
-    for (int32_t owner = 0; owner < threads; ++owner) {
-      Parts& parts = all[static_cast<size_t>(owner)];
-      for (Patience patience; parts.are_coming();) patience.wait();
-      parts.help(done_by(owner, thread));
+    for (Patience patience;; patience.wait()) {
+      Index finished = 0;
+      for (int32_t owner = 0; owner < threads; ++owner) {
+        Parts& parts = all[static_cast<size_t>(owner)];
+        parts.help(done_by(owner, thread));
+        finished += parts.finished();
+      }
+      if (finished == items) return;
     }
   };
   // One item more for each thread: to help.

@@ -61,7 +61,10 @@ Packing choose_packing(const Problem& problem, int32_t threads) {
     for (Index b = 0; b < problem.batch; ++b) longest = std::max(longest, problem.sequence(b).keys);
     pairs = problem.keys / longest * problem.heads_kv;
   }
-  return pairs >= threads ? Packing::per_thread : Packing::shared;
+  // Threads that are left without a pair can help with the queries of the others, not with packing.
+  const bool even = pairs % threads == 0 || pairs >= 8 * threads;
+  const bool many_queries = problem.group * problem.queries >= 512;
+  return pairs >= threads && (even || many_queries) ? Packing::per_thread : Packing::shared;
 }
 
 }  // namespace cattn

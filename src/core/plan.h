@@ -28,8 +28,8 @@ int32_t threads_for(const Problem& problem, double flops);
 Index query_block_of(const Problem& problem, Index query_block);
 
 // Packed operands are either one pair's (batch, kv head) at a time, in its thread's own memory,
-// where they stay in the cache and nobody waits for the others' packing; or, where there are fewer
-// pairs than threads, those of all pairs, so that every thread can work on every pair.
+// where they stay in the cache and nobody waits for the others' packing; or, where there are not
+// enough pairs to go round, those of all pairs, so that every thread can work on every pair.
 enum class Packing { shared, per_thread };
 Packing choose_packing(const Problem& problem, int32_t threads);
 

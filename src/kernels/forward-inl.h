@@ -151,6 +151,18 @@ CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weig
   }
 }
 
+// The weights of a row's scores, rounded as they are kept: 2^(factor s - reference).
+template <class M, bool kFinite, class T, class Keeper>
+CATTN_INLINE void round_panels(const T* s, Range columns, T factor, T reference, Keeper keeper) {
+  using X = Vec<T>;
+  const auto by = X::set1(factor), minus = X::set1(-reference);
+#pragma GCC unroll 4
+  for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.step()) {
+    const auto exponent = [&](Index at) { return X::fma(X::load(s + at), by, minus); };
+    keeper.keep(M::RoundedWeights::template of<kFinite>(exponent(c), exponent(c + X::width)));
+  }
+}
+
 // The same with the weights themselves, e^(s - lse).
 template <class T, bool kMark>
 CATTN_INLINE void exponentiate_row_below(T* s, Index begin, Index end, T factor, RowScale<T> row) {
@@ -349,17 +361,13 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
     X::store(reached + first, X::max(X::mul(maximum, by), X::load(scratch.reference + first)));
   }
   for (Index r = 0; r < rows; ++r) {
-    if (kSum && r % kRowsAwake == kRowsAwake / 2) M::stay_awake();
-    const auto reference = X::set1(reached[r]);
     const T* const s = scratch.score + r * stride;
     if constexpr (!kSum && M::rounds_at_once) {
-      const typename M::RoundedWeights weights(factor, reached[r]);
-      auto keeper = matrices.keeper(r, columns.begin);
-#pragma GCC unroll 4
-      for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.step())
-        keeper.keep(weights(X::load(s + c), X::load(s + c + X::width)));
+      round_panels<M, true>(s, columns, factor, reached[r], matrices.keeper(r, columns.begin));
       continue;
     }
+    if (r % kRowsAwake == kRowsAwake / 2) M::stay_awake();
+    const auto reference = X::set1(reached[r]);
     auto total = X::zero();
 #pragma GCC unroll 4
     for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
@@ -456,6 +464,12 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
     if constexpr (kKeep) {
       const auto keep = [&](Index c, auto& p) { matrices->keeper(row, c)(0, p); };
       const Range panels{begin, end};
+      if constexpr (M::rounds_at_once) {
+        if (!sum && !empty) {
+          round_panels<M, false>(s, panels, by, reference, matrices->keeper(row, begin));
+          return;
+        }
+      }
       if (empty) {
         exponentiate_panels<M>(s, panels, sum, weight_sum, [](auto p) { return p; }, keep);
       } else {

@@ -21,7 +21,7 @@ using TileRegisters = EmulatedTiles;
 
 }  // namespace
 
-// At any depth, since this is for tests.
+// Of any size, since this is for tests.
 extern const PairKernels kernels, fp16_kernels;
 const PairKernels kernels = {&highest, &high, &medium, &float16, &bfloat16};
 const PairKernels fp16_kernels = {&highest, &high, &medium, &whole_float16, &bfloat16};

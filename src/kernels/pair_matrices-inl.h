@@ -159,8 +159,9 @@ struct PairMatrices {
   // Weights are kept as 2^weight_exponent times what they are: those down to 2^-29 of the largest
   // are then normal float16.
   static constexpr int weight_exponent = kLargestExponent<Format>;
-  // Whether weights that are only multiplied with v come rounded as they are.
-  static constexpr bool rounds_at_once = rounds_weights && !kIsLimited<Format>;
+  // Whether weights that nothing else is made of come rounded as they are.
+  static constexpr bool rounds_at_once =
+      rounds_weights && Micro::stores_sums && !kIsLimited<Format>;
   using RoundedWeights = BFloat16Weights;
   static constexpr Pairing pairing = P::pairing;
   // What ranges of the depth are rounded to.
@@ -390,7 +391,7 @@ struct PairMatrices {
       pack_left<Format, weight_parts, pairing>(tile + first, key_block, block.rows,
                                                round_up(all.end, depth_step) - first,
                                                memory_.weights.at(0, first));
-      accumulate_kept(block, value, out, true);
+      accumulate_kept(block, value, out, true, true);
     }
 
     // Keeps probabilities in parts as they come: rows from `row` on, 32 columns from c on.
@@ -432,12 +433,13 @@ struct PairMatrices {
     CATTN_INLINE void settle() { micro_.flush(); }
 
     // out += weights * value, or out = weights * value without `add`, if it begins_outputs: all
-    // rows of a group are then one row tile, of which none is left out.
+    // rows of a group are then one row tile, of which none is left out. Without `afresh` three
+    // parts go on with the sum that is there.
     static constexpr bool begins_outputs = Micro::stores_sums;
     CATTN_INLINE void accumulate_kept(const ScoreBlock& block, const char* value, float* out,
-                                      bool add) {
+                                      bool add, bool afresh = false) {
       PairOutput to{out, kPanel<float>, query_block * kPanel<float>, add};
-      to.goes_on = true;
+      to.afresh = afresh;
       multiply_pairs<typename P::WeightProducts>(
           micro_, memory_.weights, block.rows,
           Packed{Operand::value, tiling, t_.value_dim, value}.right(), t_.value_dim, to,

@@ -319,7 +319,7 @@ struct PairOutput {
   bool add;                               // c += factor * product, else c = product
   const float* factors = nullptr;         // of the rows, if not 1
   const float* column_factors = nullptr;  // likewise
-  bool goes_on = false;                   // adds to one sum what might start another one
+  bool afresh = true;  // of three parts: adds a sum that starts at 0, not product by product
 
   CATTN_INLINE float* at(Index r, Index col) const {
     return c + r * row + col / kPairCols * panel + col % kPairCols;
@@ -370,7 +370,7 @@ CATTN_INLINE void multiply_pairs(Micro& micro, LeftPairs left, Index rows, Right
       // As accurate as float32, the sum starts afresh: the small products come first.
       constexpr bool as_float32 = P::left_parts == 3;
       if constexpr (requires { out.at(r, Index{0}); }) {
-        const bool afresh = as_float32 && out.add && !out.goes_on;
+        const bool afresh = as_float32 && out.add && out.afresh;
         if (!afresh && !out.factors && !out.column_factors) {
           micro.template product<P, kRows>(left.at(r, 0), right, depth, vectors, out.from(r, 0));
           return;

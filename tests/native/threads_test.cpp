@@ -138,14 +138,16 @@ void test_parts() {
 
 // Threads that have no item help with the parts of the one that there is.
 void test_help() {
+  using Clock = std::chrono::steady_clock;
+  const auto deadline = Clock::now() + std::chrono::seconds(20);
   std::atomic<int> by[2] = {0, 0};
   parallel_parts(
-      1, 2, &thread_executor(), [](Index) { return Index{40}; }, [](Index, int32_t) {},
+      1, 2, &thread_executor(), [](Index) { return Index{3}; }, [](Index, int32_t) {},
       [&](Index, Index, int32_t, int32_t thread) {
         ++by[thread];
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        while (by[1 - thread] == 0 && Clock::now() < deadline) std::this_thread::yield();
       });
-  check(by[0] + by[1] == 40 && by[0] > 0 && by[1] > 0, "help: one thread had all parts");
+  check(by[0] + by[1] == 3 && by[0] > 0 && by[1] > 0, "help: one thread had all parts");
 }
 
 // Eight callers, each with a problem of its own, over and over.
