@@ -554,25 +554,18 @@ struct PairMatrices {
     // Keeps 32 columns, from c on, of two of these rows of probabilities and score gradients.
     CATTN_INLINE void keep(Index row, Index c, const Pairs::V (&p)[2][2],
                            const Pairs::V (&ds)[2][2]) const {
-      const auto keep_right = [&](auto exact, int part, const auto& x, const RightPairs& right) {
+      const auto keep_right = [&](const Pairs::V(&x)[2][2], RightPairs to) {
         CATTN_UNROLL
         for (int j = 0; j < 2; ++j) {
-          Pairs::store(right.at(first_ + row, c + j * Pairs::width).p + part * right.part,
-                       pair_up<Format>(exact, x[j], x[2 + j]));
+          Pairs::W all[gradient_parts];
+          split<Format, gradient_parts>(x[0][j], x[1][j], all);
+          CATTN_UNROLL
+          for (int part = 0; part < gradient_parts; ++part)
+            Pairs::store(to.at(first_ + row, c + j * Pairs::width).p + part * to.part, all[part]);
         }
       };
-      Pairs::V rows[4] = {p[0][0], p[0][1], p[1][0], p[1][1]};
-      if (t_.dv) {
-        for_parts<Format, gradient_parts>(rows, [&](int part, auto& x, auto exact) {
-          keep_right(exact, part, x, memory_.probability);
-        });
-      }
-      Pairs::V gradients[4] = {ds[0][0], ds[0][1], ds[1][0], ds[1][1]};
-      if (t_.dk) {
-        for_parts<Format, gradient_parts>(gradients, [&](int part, auto& x, auto exact) {
-          keep_right(exact, part, x, memory_.dscore);
-        });
-      }
+      if (t_.dv) keep_right(p, memory_.probability);
+      if (t_.dk) keep_right(ds, memory_.dscore);
       CATTN_UNROLL
       for (int i = 0; i < 2; ++i) {
         const LeftPairs to = rows_.at(row + i, c);

@@ -128,64 +128,47 @@ struct RangeType<true> {
 template <class F, int kParts, class S>
 using RangeOf = typename RangeType<kIsPart<F, kParts, S>>::Type;
 
+// parts[p] holds part p of two vectors: put together by round(), or by join() what needs no
+// rounding, as the third part, which is exact. What a part is taken from is a float32 again: only
+// the last part is rounded by the instruction, the others by whole numbers, which is as good and
+// has them as float32 too.
+template <class F, int kParts, class Join, class Round>
+CATTN_INLINE void split_into(Pairs::W (&parts)[kParts], Pairs::V a, Pairs::V b, Join join,
+                             Round round) {
+  static_assert(kParts == 1 || !kIsLimited<F>, "nearest() and pair() are of bfloat16");
+  using X = Vec<float>;
+  CATTN_UNROLL
+  for (int p = 0; p + 1 < kParts; ++p) {
+    const auto part_a = F::nearest(a), part_b = F::nearest(b);
+    parts[p] = join(part_a, part_b);
+    a = X::sub(a, part_a);
+    b = X::sub(b, part_b);
+  }
+  if constexpr (kParts == 3) {
+    parts[2] = join(a, b);
+  } else {
+    parts[kParts - 1] = round(a, b);
+  }
+}
+
+// As pairs of an element of `lower` and one of `upper`.
+template <class F, int kParts>
+CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts]) {
+  split_into<F>(
+      parts, lower, upper, [](auto l, auto u) { return F::pair(l, u); },
+      [](auto l, auto u) { return F::round(l, u); });
+}
+
 // Which two elements of 32 along the depth are a pair (pairs-inl.h).
 enum class Pairing { neighbours, halves };
 
-template <bool kValue>
-struct Constant {};
-
-// Calls keep(part, vectors, exact) for each part of some vectors; what is not exact is still to be
-// rounded. What a part is taken from is a float32 again: all but the last are rounded by whole
-// numbers, which is as good as the instruction and has them as float32 too.
-template <class F, int kParts, int kCount, class Keep>
-CATTN_INLINE void for_parts(Pairs::V (&x)[kCount], Keep keep) {
-  static_assert(kParts == 1 || !kIsLimited<F>, "nearest() and pair() are of bfloat16");
-  CATTN_UNROLL
-  for (int p = 0; p + 1 < kParts; ++p) {
-    Pairs::V part[kCount];
-    CATTN_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      part[i] = F::nearest(x[i]);
-      x[i] = Vec<float>::sub(x[i], part[i]);
-    }
-    keep(p, part, Constant<true>{});
-  }
-  keep(kParts - 1, x, Constant<kParts == 3>{});
-}
-
-// Pairs of an element of `lower` and one of `upper`.
-template <class F, bool kExact>
-CATTN_INLINE Pairs::W pair_up(Constant<kExact>, Pairs::V lower, Pairs::V upper) {
-  if constexpr (kExact) {
-    return F::pair(lower, upper);
-  } else {
-    return F::round(lower, upper);
-  }
-}
-
-// Pairs of 32 elements in a row.
-template <class F, Pairing kPairing, bool kExact>
-CATTN_INLINE Pairs::W pair_row(Constant<kExact> exact, Pairs::V first, Pairs::V second) {
-  if constexpr (kPairing == Pairing::halves) {
-    return pair_up<F>(exact, first, second);
-  } else {
-    return F::round_row(first, second);
-  }
-}
-
-// parts[p] holds part p of two vectors, as pairs of an element of each.
-template <class F, int kParts>
-CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts]) {
-  Pairs::V x[2] = {lower, upper};
-  for_parts<F, kParts>(
-      x, [&](int p, auto& part, auto exact) { parts[p] = pair_up<F>(exact, part[0], part[1]); });
-}
-
-// The same of 32 elements in a row.
+// As pairs of 32 elements in a row.
 template <class F, int kParts, Pairing kPairing = Pairing::neighbours>
 CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
-  Pairs::V x[2] = {first, second};
-  for_parts<F, kParts>(x, [&](int p, auto& part, auto exact) {
-    parts[p] = pair_row<F, kPairing>(exact, part[0], part[1]);
-  });
+  if constexpr (kPairing == Pairing::halves) {
+    split<F, kParts>(first, second, parts);
+  } else {
+    const auto in_a_row = [](auto a, auto b) { return F::round_row(a, b); };
+    split_into<F>(parts, first, second, in_a_row, in_a_row);
+  }
 }
