@@ -37,9 +37,10 @@ cattn_isa(generic ".*")
 cattn_isa(avx2    "x86_64|AMD64" -mavx2 -mfma -mf16c)
 cattn_isa(avx512  "x86_64|AMD64" ${CATTN_AVX512_FLAGS})
 cattn_isa(avx512bf16 "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16)
-cattn_isa(amx     "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16 -mamx-tile -mamx-bf16)
+cattn_isa(amx     "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16 -mavx512vbmi
+  -mamx-tile -mamx-bf16)
 if(CATTN_EMULATED_TILES)
-  cattn_isa(amx_emulated "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16)
+  cattn_isa(amx_emulated "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16 -mavx512vbmi)
 endif()
 # GCC would load so far ahead of the products that accumulators go to memory.
 cattn_isa(neon    "aarch64|arm64" $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)

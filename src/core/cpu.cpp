@@ -33,11 +33,12 @@ CpuFeatures detect() {
   const auto bit = [&](int i) { return (b >> i & 1) != 0; };
   features.avx2 = ymm && fma && f16c && bit(5);
   features.avx512 = features.avx2 && zmm && bit(16) && bit(17) && bit(30) && bit(31);
+  features.avx512_vbmi = features.avx512 && (c >> 1 & 1) != 0;
   const bool tiles = (state & 0x60000) == 0x60000;  // their configuration and their data
   const bool amx = tiles && (d >> 24 & 1) != 0 && (d >> 22 & 1) != 0;  // AMX-TILE, AMX-BF16
   if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
     features.avx512_bf16 = features.avx512 && (a >> 5 & 1) != 0;
-    features.amx_bf16 = features.avx512_bf16 && amx;
+    features.amx_bf16 = features.avx512_bf16 && features.avx512_vbmi && amx;
     features.amx_fp16 = features.amx_bf16 && (a >> 21 & 1) != 0;
     constexpr unsigned kGenu = 0x756e6547;  // "GenuineIntel" in three registers
     unsigned vendor = 0;

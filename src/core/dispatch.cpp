@@ -56,7 +56,7 @@ const std::vector<const KernelTable*>& runnable() {
   static const std::vector<const KernelTable*> tables = [] {
     std::vector<const KernelTable*> found{&generic::table};
 #if defined(CATTN_HAVE_AMX_EMULATED)
-    if (cpu_features().avx512_bf16) {
+    if (cpu_features().avx512_bf16 && cpu_features().avx512_vbmi) {
       static const KernelTable table =
           with_pairs("amx_emulated", avx512::table, amx_emulated::kernels);
       static const KernelTable fp16_table =

@@ -135,7 +135,7 @@ class Forward {
       const PackedPair to = packed(where, set);
       const Index row = e.sequence.first_key + first_key;
       k_.pack({Operand::key, p_.rows(k, e.batch, h, row), rows, p_.head_dim,
-               to.keys + index * key_bytes_},
+               to.keys + index * key_bytes_, e.blocks.count},
               tiling_);
       to.value_flags[index] = k_.pack({Operand::value, p_.rows(v, e.batch, h, row), rows,
                                        p_.value_dim, to.values + index * value_bytes_},

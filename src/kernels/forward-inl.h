@@ -13,8 +13,14 @@
 //
 // Where p is rounded to a half type for its product with v, the reference is the maximum itself and
 // moves with it: the largest weight of a row is then a power of 2 and loses nothing, and where few
-// keys matter that is most of the error.
-constexpr int kReach = 40;
+// keys matter that is most of the error. Where weights come rounded at once, maxima would take as
+// long as they do: scores within kRoundedReach, among which no key can matter so much, have that as
+// the reference, and p is between 2^(-2 kRoundedReach) and 1.
+constexpr int kReach = 40, kRoundedReach = 28;
+template <class M>
+constexpr int kReachOf = M::rounds_weights ? kRoundedReach : kReach;
+template <class M>
+constexpr int kReferenceWithinReach = M::rounds_weights ? kRoundedReach : -kReach;
 
 template <class T>
 struct ForwardScratch {
@@ -115,10 +121,11 @@ class Probability {
 
 // Up to this size of a reference m c, where m is a row's maximum and c the factor, m c is as good
 // as its rounding: fma(m, c, -reference) is so close to 0 that the weight is 1 when it is rounded.
-// Beyond, the scores are multiplied first, and the difference is exactly 0.
+// Beyond, and where the factor is huge, the scores are multiplied first, and the difference is
+// exactly 0.
 template <class T>
-CATTN_INLINE bool fuses(T reference) {
-  return reference <= T(4096) && reference >= T(-4096);
+CATTN_INLINE bool fuses(T reference, T factor) {
+  return reference <= T(4096) && reference >= T(-4096) && factor <= T(0x1p100);
 }
 
 // The same panel by panel, each given to keep(column, panel). Adds them to the row's sums, and what
@@ -151,17 +158,29 @@ CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weig
   }
 }
 
-// The weights of a row's scores, rounded as they are kept: 2^(factor s - reference).
-template <class M, bool kFinite, class T, class Keeper>
-CATTN_INLINE void round_panels(const T* s, Range columns, T factor, T reference, Keeper keeper) {
+// The weights of rows' scores, rounded as they are kept: 2^(factor s - reference), 1 at most.
+template <class M, bool kFinite, class T = typename M::T>
+class RoundRow {
   using X = Vec<T>;
-  const auto by = X::set1(factor), minus = X::set1(-reference);
+  using Weights = typename M::RoundedWeights;
+
+ public:
+  CATTN_INLINE explicit RoundRow(T factor) : by_(X::set1(factor * Weights::units)) {}
+
+  template <class Keeper>
+  CATTN_INLINE void operator()(const T* s, Range columns, T reference, Keeper keeper) const {
+    const auto place_of_zero = X::set1(Weights::place(-reference));
 #pragma GCC unroll 4
-  for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.step()) {
-    const auto exponent = [&](Index at) { return X::fma(X::load(s + at), by, minus); };
-    keeper.keep(M::RoundedWeights::template of<kFinite>(exponent(c), exponent(c + X::width)));
+    for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel()) {
+      const auto place = [&](Index at) { return X::fma(X::load(s + at), by_, place_of_zero); };
+      keeper.keep(weights_.template at<kFinite>(place(c), place(c + X::width)));
+    }
   }
-}
+
+ private:
+  typename X::V by_;
+  Weights weights_;
+};
 
 // The same with the weights themselves, e^(s - lse).
 template <class T, bool kMark>
@@ -338,11 +357,12 @@ CATTN_INLINE void raise_references(const ForwardScratch<T>& scratch, Index rows,
 }
 
 // softmax_rows where scores are plain, every row attends some of `columns`, whole panels, and the
-// maximum of a row is its reference, which fuses. What a row does not attend is -inf. The weights
-// do not wait for what is summed to follow references that move: that comes behind them.
+// maximum of a row is its reference, which fuses, or with `bounded` all references are that of
+// scores within reach. What a row does not attend is -inf. The weights do not wait for what is
+// summed to follow references that move: that comes behind them.
 template <class M, bool kSum, class T>
 CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index rows, Range columns,
-                                     T factor, Index value_dim,
+                                     T factor, bool bounded, Index value_dim,
                                      const typename M::Forward& matrices) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
@@ -351,6 +371,10 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
   T reached[M::row_group], sums[kSum ? M::row_group * X::width : 1];
   static_assert(M::row_group % X::width == 0);
   for (Index first = 0; first < rows; first += X::width) {
+    if (bounded) {
+      X::store(reached + first, X::set1(T(kReferenceWithinReach<M>)));
+      continue;
+    }
     typename X::V maxima[X::width];
     CATTN_UNROLL
     for (Index i = 0; i < X::width; ++i) {  // rows past the last repeat it
@@ -360,12 +384,16 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
     const auto maximum = combine_rows<T>(maxima, [](auto a, auto b) { return X::max(a, b); });
     X::store(reached + first, X::max(X::mul(maximum, by), X::load(scratch.reference + first)));
   }
+  if constexpr (!kSum && M::rounds_at_once) {
+    const RoundRow<M, true> round_row(factor);
+    auto keeper = matrices.keeper(0, columns.begin);
+    for (Index r = 0; r < rows; ++r, keeper.next_row())
+      round_row(scratch.score + r * stride, columns, reached[r], keeper);
+    if (!bounded) raise_references(scratch, rows, reached, value_dim);
+    return;
+  }
   for (Index r = 0; r < rows; ++r) {
     const T* const s = scratch.score + r * stride;
-    if constexpr (!kSum && M::rounds_at_once) {
-      round_panels<M, true>(s, columns, factor, reached[r], matrices.keeper(r, columns.begin));
-      continue;
-    }
     if (r % kRowsAwake == kRowsAwake / 2) M::stay_awake();
     const auto reference = X::set1(reached[r]);
     auto total = X::zero();
@@ -382,45 +410,51 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
     }
     if constexpr (kSum) X::store(sums + r * X::width, total);
   }
-  raise_references(scratch, rows, reached, value_dim);
+  if (!bounded) raise_references(scratch, rows, reached, value_dim);
   if constexpr (kSum) {
     for (Index i = 0; i < rows * X::width; i += X::width)
       X::store(scratch.sum + i, X::add(X::load(scratch.sum + i), X::load(sums + i)));
   }
 }
 
+// What is known of the scores of a block.
+struct KnownScores {
+  bool fuse = false;     // they are finite, and references that are their maxima fuse
+  bool bounded = false;  // within reach, as all of the task: that is where the references stay
+};
+
 // From the products of a block to its probabilities, summed but not yet dropped. `factor` is what
 // brings scores to units of log2(e); has_maxima: the rows' maxima over the panels of their row tile
 // are there; `slope` as in transform_rows. Probabilities take the place of the scores, or with
-// kKeep `matrices` keeps them, the way its next product wants them. scores_fuse: they are finite,
-// and references that are their maxima fuse.
+// kKeep `matrices` keeps them, the way its next product wants them.
 template <class M, bool kMark, bool kKeep = false, class T>
 CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
                                const ScoreTerms& terms, T factor, bool has_maxima, Index value_dim,
                                const typename M::Forward* matrices = nullptr, T* slope = nullptr,
-                               [[maybe_unused]] bool scores_fuse = false) {
+                               [[maybe_unused]] KnownScores known = {}) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
   constexpr Index step = kKeep ? kPanel<T> : X::width;
   if constexpr (kKeep && M::Forward::sums_kept) {
     const Range columns = whole(block.columns(0, block.rows), step);
-    if (scores_fuse && is_plain(terms) && block.every_row_attends()) {
+    if (known.fuse && is_plain(terms) && block.every_row_attends()) {
       transform_rows<T, stride>(block, terms, scratch.score, 0, block.rows, columns.begin,
                                 columns.end);
-      const auto softmax = [&](Range whole_panels) {
+      constexpr Range all{0, stride};  // loops of a known length: mostly that is the case
+      const auto softmax = [&]<bool kAll>() {
+        const Range panels = kAll ? all : columns;
         if (scratch.sum == scratch.weight_sum) {
-          softmax_whole_rows<M, false>(scratch, block.rows, whole_panels, factor, value_dim,
-                                       *matrices);
+          softmax_whole_rows<M, false>(scratch, block.rows, panels, factor, known.bounded,
+                                       value_dim, *matrices);
         } else {
-          softmax_whole_rows<M, true>(scratch, block.rows, whole_panels, factor, value_dim,
+          softmax_whole_rows<M, true>(scratch, block.rows, panels, factor, known.bounded, value_dim,
                                       *matrices);
         }
       };
-      constexpr Range all{0, stride};  // loops of a known length: mostly that is the case
       if (columns.begin == all.begin && columns.end == all.end) {
-        softmax(all);
+        softmax.template operator()<true>();
       } else {
-        softmax(columns);
+        softmax.template operator()<false>();
       }
       return;
     }
@@ -452,12 +486,14 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
     // The exact sum serves for the lse only.
     const bool same = M::rounds_weights && scratch.sum == scratch.weight_sum;
     T* const sum = same ? nullptr : scratch.sum + row * X::width;
-    const T reference = scratch.reference[row];
+    T reference = scratch.reference[row];
     const bool empty = reference == -T(__builtin_inff());
     T by = factor;
-    if (M::rounds_weights && !fuses(reference) && !empty) {
+    if (M::rounds_weights && !fuses(reference, factor) && !empty) {
       scale_row(s, begin, end, factor);
+      shift_row(s, begin, end, -reference);  // a pass of its own: no compiler may fuse the two
       by = 1;
+      reference = 0;
     }
     const Probability<M> probability(by, reference);
     if (empty) exponentiate_empty_row<T, kMark>(s, begin, end, sum ? sum : weight_sum);
@@ -466,7 +502,7 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
       const Range panels{begin, end};
       if constexpr (M::rounds_at_once) {
         if (!sum && !empty) {
-          round_panels<M, false>(s, panels, by, reference, matrices->keeper(row, begin));
+          RoundRow<M, false>{by}(s, panels, reference, matrices->keeper(row, begin));
           return;
         }
       }
@@ -659,12 +695,13 @@ CATTN_INLINE Range attended_blocks(const ForwardTask& t) {
   return {lowest_key(t.band, t.first_query) / key_block, (end + key_block - 1) / key_block};
 }
 
-// Whether |q| |k| <= kReach, in units of log2(e), for all that a task attends, and its values
-// cannot overflow either.
-template <class T>
+// Whether |q| |k| is within reach, in units of log2(e), for all that a task attends, and its values
+// are of moderate size.
+template <class M, class T = typename M::T>
 CATTN_INLINE bool is_bounded(const ForwardTask& t, T query_norm, T factor, Index key_bytes) {
   if (!folds_scale(*t.terms)) return false;
   const Range blocks = attended_blocks<T>(t);
+  if (!M::bounds_serve(blocks.end - blocks.begin)) return false;
   T key_norm = 0;
   for (Index b = blocks.begin; b < blocks.end; ++b) {
     const Index index = b - t.first_block;
@@ -672,7 +709,7 @@ CATTN_INLINE bool is_bounded(const ForwardTask& t, T query_norm, T factor, Index
     const T norm = BlockTail<T>::of(t.keys + index * key_bytes, key_bytes).norm;
     if (norm > key_norm) key_norm = norm;
   }
-  return key_norm * query_norm * factor <= T(kReach);
+  return key_norm * query_norm * factor <= T(kReachOf<M>);
 }
 
 // Calls f(block, terms, index) for those of `blocks` that a task attends; index counts from
@@ -823,9 +860,11 @@ template <class M, class T = typename M::T>
   const Index key_bytes = M::packed_bytes(Operand::key, tiling, t.head_dim);
   const Index value_bytes = M::packed_bytes(Operand::value, tiling, t.value_dim);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
-  const bool bounded = !M::rounds_weights && (factor == 1 || !M::scales_queries) &&
-                       is_bounded(t, queries.norm, factor, key_bytes);
-  if (bounded) fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(-kReach));
+  const bool bounded =
+      (factor == 1 || !M::scales_queries) && is_bounded<M>(t, queries.norm, factor, key_bytes);
+  if (bounded) {
+    fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(kReferenceWithinReach<M>));
+  }
   typename M::Forward matrices(t, queries, scratch.query, scratch.score, scratch.end);
   // Outputs are not cleared in advance: mostly the first product of a group of rows sets them.
   bool has_outputs[Tiles::query_block / M::row_group] = {};
@@ -875,9 +914,10 @@ template <class M, class T = typename M::T>
           }
           const T reach = queries.norm * BlockTail<T>::of(key, key_bytes).norm * factor;
           const auto softmax = [&]<bool kMark>() {
-            softmax_rows<M, kMark, kKeep>(rows, block, terms, factor, has_maxima, t.value_dim,
-                                          &matrices, static_cast<T*>(nullptr),
-                                          matrices.splits(key) && fuses(reach));
+            softmax_rows<M, kMark, kKeep>(
+                rows, block, terms, factor, has_maxima, t.value_dim, &matrices,
+                static_cast<T*>(nullptr),
+                KnownScores{matrices.splits(key) && fuses(reach, factor), bounded});
           };
           if (kKeep || (flags & kBlockFinite)) {
             softmax.template operator()<false>();

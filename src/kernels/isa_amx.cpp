@@ -1,5 +1,6 @@
-// The kernels for AMX, in whose tile registers matrices of bfloat16 are multiplied, with AVX-512
-// and AVX512-BF16 around them; and those for AMX-FP16, which multiplies matrices of float16 too.
+// The kernels for AMX, in whose tile registers matrices of bfloat16 are multiplied, with AVX-512,
+// AVX512-BF16 and AVX512-VBMI around them; and those for AMX-FP16, which multiplies matrices of
+// float16 too.
 #include <immintrin.h>
 
 #include "kernels/band.h"
@@ -15,6 +16,7 @@ namespace {
 #include "kernels/vec/avx512.h"
 #include "kernels/vec/avx512_tile.h"
 #include "kernels/vec/avx512bf16.h"
+#include "kernels/vec/avx512vbmi.h"
 #include "kernels/amx/tile.h"
 using TileRegisters = HardwareTiles;
 #include "kernels/amx/kernels-inl.h"

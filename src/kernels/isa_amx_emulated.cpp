@@ -1,4 +1,4 @@
-// The kernels for AMX on emulated tiles: for tests, on any CPU with AVX512-BF16.
+// The kernels for AMX on emulated tiles: for tests, on any CPU with AVX512-BF16 and AVX512-VBMI.
 #include <immintrin.h>
 
 #include "kernels/band.h"
@@ -14,6 +14,7 @@ namespace {
 #include "kernels/vec/avx512.h"
 #include "kernels/vec/avx512_tile.h"
 #include "kernels/vec/avx512bf16.h"
+#include "kernels/vec/avx512vbmi.h"
 #include "kernels/amx/emulated_tile.h"
 using TileRegisters = EmulatedTiles;
 #include "kernels/amx/kernels-inl.h"

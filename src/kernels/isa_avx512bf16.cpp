@@ -25,7 +25,6 @@ namespace {
 #include "kernels/dropout-inl.h"
 #include "kernels/queries-inl.h"
 #include "kernels/fma_matrices-inl.h"
-#include "kernels/rounded_weights-inl.h"
 #include "kernels/pair_matrices-inl.h"
 #include "kernels/forward-inl.h"
 #include "kernels/backward-inl.h"

@@ -88,6 +88,8 @@ struct PackTask {
   Index rows;        // at most one block
   Index cols;        // D or Dv
   void* packed;      // packed_bytes(operand, cols) bytes, 64-byte aligned
+  // Of keys that the forward scores, which asks for their norms: the blocks that they come in.
+  Index of_blocks = 0;
 };
 
 // What a bool mask leaves of a block of scores.

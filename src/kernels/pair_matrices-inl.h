@@ -33,19 +33,41 @@ struct PairPrecision {
   static_assert(Gradients::right_parts == parts && Gradients::left_parts == parts);
 };
 
+// The squares of a row, added by lanes.
+template <class S>
+CATTN_INLINE Pairs::V squares_of_row(const S* row, Index cols) {
+  using X = Vec<float>;
+  auto squares = X::zero();
+  for (Index c = 0; c < cols; c += X::width) {
+    const auto x = load_up_to(row + c, cols - c);
+    squares = X::fma(x, x, squares);
+  }
+  return squares;
+}
+CATTN_INLINE Pairs::V squares_of_row(const BFloat16* row, Index cols) {
+  auto squares = Vec<float>::zero();
+  const auto add = [&](Pairs::W x) { squares = Pairs::multiply_add(squares, x, x); };
+  constexpr Index width = 2 * Pairs::width;
+  Index c = 0;
+  for (; c + width <= cols; c += width) add(Pairs::load(&row[c].bits));
+  if (c < cols) add(Pairs::load_up_to(&row[c].bits, cols - c));
+  return squares;
+}
+
+// inf if a number is not finite.
 template <class S>
 float largest_norm_of_rows(const S* source, Index stride, Index rows, Index cols) {
-  using X = Vec<float>;
-  return largest_norm<float>(rows, [&](Index r) {
-    const S* const row = source + r * stride;
-    auto squares = X::zero();
-    for (Index c = 0; c < cols; c += X::width) {
-      __builtin_prefetch(row + c + rows * stride, 0, 2);
-      const auto x = load_up_to(row + c, cols - c);
-      squares = X::fma(x, x, squares);
+  constexpr Index width = Pairs::width;
+  Norms<float> norms;
+  for (Index first = 0; first < rows; first += width) {
+    Pairs::V squares[width];
+    CATTN_UNROLL
+    for (Index i = 0; i < width; ++i) {  // rows past the last repeat it
+      squares[i] = squares_of_row(source + smaller(first + i, rows - 1) * stride, cols);
     }
-    return squares;
-  });
+    norms.add(combine_rows<float>(squares, [](auto a, auto b) { return Vec<float>::add(a, b); }));
+  }
+  return norms.norm();
 }
 
 // What is known of a packed block: its flags, and the largest norm of a row; inf if a number is not
@@ -149,7 +171,7 @@ CATTN_INLINE void products_for(const ScoreBlock& block, const float* left, Index
 // same). kScales: the scale may be multiplied into q, where one rounding more of q is no worse than
 // one of the scores. With fewer than three parts it is: the backward, which splits q as it is,
 // would read other scores than the forward.
-template <class P, class Micro, bool kScales>
+template <class P, class Micro, bool kScales, class Rounded = void>
 struct PairMatrices {
   using T = float;
   using Exponential = typename P::Exponential;
@@ -161,9 +183,16 @@ struct PairMatrices {
   static constexpr int weight_exponent = kLargestExponent<Format>;
   // Whether weights that nothing else is made of come rounded as they are.
   static constexpr bool rounds_at_once =
-      rounds_weights && Micro::stores_sums && !kIsLimited<Format>;
-  using RoundedWeights = BFloat16Weights;
+      rounds_weights && !kIsLimited<Format> && requires { Rounded::units; };
+  using RoundedWeights = Rounded;
+  // Whether scores against so many key blocks need no maxima if they are known to be within reach.
+  // One block's weights round better with a maximum, and norms would take as long.
+  static constexpr bool bounds_serve(Index key_blocks) {
+    return !rounds_weights || (rounds_at_once && key_blocks > 1);
+  }
   static constexpr Pairing pairing = P::pairing;
+  // Of weights and values in the forward.
+  static constexpr Pairing weight_pairing = rounds_at_once ? Pairing::quads : pairing;
   // What ranges of the depth are rounded to.
   static constexpr Index depth_step = pairing == Pairing::halves ? kPairDepth : Micro::depth_step;
   static constexpr Index row_padding = Micro::row_padding;
@@ -221,13 +250,15 @@ struct PairMatrices {
       pack_left_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.left_transposed());
     } else if (is_transposed(t.operand)) {
       range = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.right());
+    } else if (t.operand == Operand::value) {
+      range =
+          pack_right<Format, parts, weight_pairing>(source, stride, t.rows, t.cols, packed.right());
     } else {
       range = pack_right<Format, parts, pairing>(source, stride, t.rows, t.cols, packed.right());
     }
-    // The norms of keys bound the scores; nobody asks for those of others.
-    if (t.operand == Operand::key) {
-      tail.norm = rounds_weights ? norm_bound(range.largest, t.cols)
-                                 : largest_norm_of_rows(source, stride, t.rows, t.cols);
+    if (t.of_blocks > 0) {
+      tail.norm = bounds_serve(t.of_blocks) ? largest_norm_of_rows(source, stride, t.rows, t.cols)
+                                            : norm_bound(range.largest, t.cols);
     }
     tail.flags = range.flags;
     if (range.flags & kBlockSplits) return range.flags;
@@ -298,6 +329,9 @@ struct PairMatrices {
         unpack_left<Format, parts>(left(), rows, cols, room, rows * kPanel<float>);
       } else if (is_transposed(operand)) {
         unpack_right<Format, parts>(right(), cols, rows, room, cols * kPanel<float>);
+      } else if (operand == Operand::value) {
+        unpack_right<Format, parts, weight_pairing>(right(), rows, cols, room,
+                                                    rows * kPanel<float>);
       } else {
         unpack_right<Format, parts, pairing>(right(), rows, cols, room, rows * kPanel<float>);
       }
@@ -323,12 +357,15 @@ struct PairMatrices {
     template <class S>
     static PackedQueries<float> pack_queries(const ForwardTask& t, float* query, void* scratch) {
       const LeftPairs left = Memory(t, scratch).query;
-      if constexpr (rounds_weights && !scales_queries) {  // the norm serves for little: no factor
-        const auto range = pack_left<Format, parts>(static_cast<const S*>(t.q.data), t.q.row_stride,
-                                                    t.rows, t.head_dim, left);
+      if constexpr (rounds_weights && !scales_queries) {  // no factor: from memory to pairs at once
+        const S* const q = static_cast<const S*>(t.q.data);
+        const auto range = pack_left<Format, parts>(q, t.q.row_stride, t.rows, t.head_dim, left);
         const bool splits = (range.flags & kBlockSplits) != 0;
         if (!splits) pack_scaled_queries<PairMatrices, S>(t.q, t, query);
-        return {norm_bound(range.largest, t.head_dim), splits, !splits};
+        const bool bounds = bounds_serve((t.band.key_count + key_block - 1) / key_block);
+        const float norm = bounds ? largest_norm_of_rows(q, t.q.row_stride, t.rows, t.head_dim)
+                                  : norm_bound(range.largest, t.head_dim);
+        return {norm, splits, !splits};
       }
       const auto factor = static_cast<float>(query_factor<PairMatrices>(*t.terms));
       const auto range = pack_left_scaled<Format, parts>(
@@ -388,9 +425,9 @@ struct PairMatrices {
           fill(p + columns.end, steps.end - columns.end, 0.0f);
         }
       });
-      pack_left<Format, weight_parts, pairing>(tile + first, key_block, block.rows,
-                                               round_up(all.end, depth_step) - first,
-                                               memory_.weights.at(0, first));
+      pack_left<Format, weight_parts, weight_pairing>(tile + first, key_block, block.rows,
+                                                      round_up(all.end, depth_step) - first,
+                                                      memory_.weights.at(0, first));
       accumulate_kept(block, value, out, true, true);
     }
 
@@ -400,10 +437,11 @@ struct PairMatrices {
       LeftPairs to;
 
       CATTN_INLINE void keep(Pairs::W p) const { Pairs::store(to.p, p); }
-      CATTN_INLINE void step() { to.p += to.panel; }
+      CATTN_INLINE void next_panel() { to.p += to.panel; }
+      CATTN_INLINE void next_row() { to.p += to.row; }
       CATTN_INLINE void operator()(Index i, const Pairs::V (&p)[2]) const {
         Pairs::W all[weight_parts];
-        split_row<Format, weight_parts, pairing>(p[0], p[1], all);
+        split_row<Format, weight_parts, weight_pairing>(p[0], p[1], all);
         CATTN_UNROLL
         for (int part = 0; part < weight_parts; ++part) {
           Pairs::store(to.p + i * to.row + to.offset(part), all[part]);

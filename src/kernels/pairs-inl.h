@@ -91,11 +91,14 @@ CATTN_INLINE void split_row(const S* p, Index n, RangeOf<F, kParts, S>& range,
 // The depth of the first element of pair i, and how far behind it the other one is.
 template <Pairing kPairing>
 CATTN_INLINE Index first_of_pair(Index i) {
-  if constexpr (kPairing == Pairing::neighbours) return 2 * i;
-  return i / Pairs::width * kPairDepth + i % Pairs::width;
+  const Index steps = i / Pairs::width * kPairDepth, in_step = i % Pairs::width;
+  if constexpr (kPairing == Pairing::neighbours) return steps + 2 * in_step;
+  if constexpr (kPairing == Pairing::halves) return steps + in_step;
+  const Index quad = in_step / 2;
+  return steps + quad % 2 * Pairs::width + quad / 2 * 4 + in_step % 2 * 2;
 }
 template <Pairing kPairing>
-constexpr Index kPairDistance = kPairing == Pairing::neighbours ? 1 : Pairs::width;
+constexpr Index kPairDistance = kPairing == Pairing::halves ? Pairs::width : 1;
 
 // Two rows of `rows` that exist, the first and the one `distance` further, of 16 columns from p on
 // (n exist) as pairs.

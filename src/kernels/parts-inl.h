@@ -69,7 +69,9 @@ CATTN_INLINE float float_power_of_2(int n) {
   return float_from_bits(static_cast<uint32_t>(n + 127) << 23);
 }
 
-constexpr uint32_t kModerateBits = (127u + 20u) << 23;  // 2^20: kModerate, squared
+// From 2^-40 to 2^20, which squared is kModerate: products with weights of scores within reach are
+// normal numbers.
+constexpr uint32_t kLeastModerateBits = (127u - 40u) << 23, kModerateBits = (127u + 20u) << 23;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
 // What is known of a packed block: its flags, and a bound of its largest element.
@@ -82,9 +84,9 @@ struct PackedRange {
 template <class F>
 CATTN_INLINE PackedRange packed_range(uint32_t high, uint32_t low) {
   const bool finite = high < kInfinityBits;
+  const bool moderate = high < kModerateBits && low >= kLeastModerateBits - 1u;
   const bool splits = high <= kLargestSplitBits<F> && low >= kSmallestSplitBits<F> - 1u;
-  return {static_cast<uint8_t>((finite ? kBlockFinite : 0) |
-                               (high < kModerateBits ? kBlockModerate : 0) |
+  return {static_cast<uint8_t>((finite ? kBlockFinite : 0) | (moderate ? kBlockModerate : 0) |
                                (splits ? kBlockSplits : 0)),
           finite ? float_from_bits(high) : __builtin_inff()};
 }
@@ -159,14 +161,19 @@ CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts
       [](auto l, auto u) { return F::round(l, u); });
 }
 
-// Which two elements of 32 along the depth are a pair (pairs-inl.h).
-enum class Pairing { neighbours, halves };
+// Which two elements of 32 along the depth are a pair, and in which order pairs come (pairs-inl.h):
+// neighbours in a row; k and k + 16; or neighbours again, but two of the first 16 elements and two
+// of the second ones in turn, the order in which an instruction packs two vectors of weights.
+enum class Pairing { neighbours, halves, quads };
 
 // As pairs of 32 elements in a row.
 template <class F, int kParts, Pairing kPairing = Pairing::neighbours>
 CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
   if constexpr (kPairing == Pairing::halves) {
     split<F, kParts>(first, second, parts);
+  } else if constexpr (kPairing == Pairing::quads) {
+    static_assert(kParts == 1);
+    parts[0] = Pairs::in_quads(F::round_row(first, second));
   } else {
     const auto in_a_row = [](auto a, auto b) { return F::round_row(a, b); };
     split_into<F>(parts, first, second, in_a_row, in_a_row);

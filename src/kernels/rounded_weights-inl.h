@@ -1,31 +1,56 @@
 // Weights of bfloat16, 2^x of x <= 0, without the detour by float32.
 //
 // The bits of 2^n (1 + m) as a bfloat16 are the whole number 128 (n + 127 + m), rounded. For
-// x = n + f, with f the fraction of x, that is 128 (x + 127) plus 128 (2^f - 1 - f), which is small
-// and the same in every octave: a polynomial of degree 3 without a constant, so that 1 is exact,
-// gives it to 8.6e-5 of the weight, a 45th of what rounding takes. Coefficients as in exp-inl.h.
+// x = n + f, with f the fraction of x, that is 128 (x + 127) less 128 (1 + f - 2^f), which is small
+// and the same in every octave. So x becomes a fixed-point number of 16 bits, 32 of them in a
+// vector, with two more binary digits than a bfloat16 has; a table for 128 parts of an octave says
+// how much is to be subtracted; and then the two digits are rounded away. 10 instructions for 32
+// weights, where a polynomial takes 15.
 //
-// What is below 2^-127 is a negative number and becomes 0. Nothing is spent on exponents: with the
-// multiplication of the score 7 operations for 16 weights, where a float32 and its rounding take
-// 10.
-struct BFloat16Weights {
-  using X = Vec<float>;
-  static constexpr float c[4] = {0, -39.025053f, 29.1385587f, 9.86458351f};
+// x = 0 gives 1 exactly, and what is below 2^-127, -inf too, gives 0.
 
-  // Of 32 exponents in a row; kFinite: none of them is NaN.
-  template <bool kFinite>
-  CATTN_INLINE static Pairs::W of(Pairs::V first, Pairs::V second) {
-    return Pairs::bits_in_a_row(bits<kFinite>(first), bits<kFinite>(second));
+// Of x: what is to be subtracted, in quarters of the last digit. Part i of an octave is around
+// i / 128, since a part's places are its middle with what rounds to the next digit added.
+struct WeightCorrections {
+  alignas(64) uint8_t quarters[128] = {};
+
+  constexpr WeightCorrections() {
+    for (int i = 0; i < 128; ++i) {
+      const double f = i / 128.0;
+      quarters[i] = static_cast<uint8_t>(512 * (1 + f - exp2_of(f)) + 0.5);
+    }
   }
 
  private:
-  template <bool kFinite>
-  CATTN_INLINE static Pairs::V bits(Pairs::V x) {
-    constexpr float units = 128, of_one = 127 * units, of_nan = 0x7fc0;
-    const auto f = X::fraction_above(x);
-    const auto p = X::fma(X::fma(X::set1(c[3]), f, X::set1(c[2])), f, X::set1(c[1]));
-    const auto all = X::fma(p, f, X::fma(x, X::set1(units), X::set1(of_one)));
-    if constexpr (kFinite) return all;
-    return X::min(all, X::set1(of_nan));  // of NaN and a number it is the number
+  static constexpr double exp2_of(double x) {
+    double sum = 1, term = 1;
+    for (int n = 1; n < 20; ++n) sum += term *= x * 0.69314718055994530942 / n;
+    return sum;
   }
+};
+
+class BFloat16Weights {
+ public:
+  // Fixed-point numbers: `units` of them an octave.
+  static constexpr float units = 512;
+  CATTN_INLINE static float place(float x) {
+    constexpr float half_of_rest = 1.5f;  // two digits are cut off, 0 to 3
+    return (x + 127) * units + half_of_rest;
+  }
+
+  CATTN_INLINE BFloat16Weights() : corrections_(kCorrections.quarters) {}
+
+  // The weights of 32 places in a row, in quads. kFinite: none of them is NaN.
+  template <bool kFinite>
+  CATTN_INLINE Pairs::W at(Pairs::V first, Pairs::V second) const {
+    const auto places = Pairs::whole_in_quads(first, second);
+    const auto corrections = corrections_.at(Pairs::shift_halves_right<2>(places));
+    const auto weights = Pairs::shift_halves_right<2>(Pairs::subtract_halves(places, corrections));
+    if constexpr (kFinite) return weights;
+    return weights | Pairs::nan_in_quads(first, second);  // NaN has come as 0
+  }
+
+ private:
+  static constexpr WeightCorrections kCorrections{};
+  ByteTable corrections_;
 };

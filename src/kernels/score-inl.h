@@ -94,6 +94,13 @@ CATTN_INLINE void scale_row(T* s, Index begin, Index end, T scale) {
     X::store(s + c, X::mul(X::load(s + c), X::set1(scale)));
 }
 
+template <class T>
+CATTN_INLINE void shift_row(T* s, Index begin, Index end, T shift) {
+  using X = Vec<T>;
+  for (Index c = begin; c < end; c += X::width)
+    X::store(s + c, X::add(X::load(s + c), X::set1(shift)));
+}
+
 // s = cap tanh(scale s / cap). Its derivative by scale s, 1 - tanh^2, goes to `slope` if given.
 template <class T>
 CATTN_INLINE void softcap_row(T* s, Index begin, Index end, T scale, T cap, T* slope) {

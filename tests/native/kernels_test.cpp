@@ -147,7 +147,7 @@ class Head {
     for (Index b = 0; b < count; ++b) {
       const Index first = (first_block + b) * tiling.key_block;
       const Index rows = std::min(tiling.key_block, c_.keys - first);
-      k_.pack({Operand::key, rows_from(k_rows_, first), rows, c_.head_dim, keys[b]}, tiling);
+      k_.pack({Operand::key, rows_from(k_rows_, first), rows, c_.head_dim, keys[b], count}, tiling);
       *flags[b] = static_cast<char>(
           k_.pack({Operand::value, rows_from(v_, first), rows, c_.value_dim, values[b]}, tiling));
     }

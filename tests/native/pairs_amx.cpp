@@ -12,6 +12,7 @@ namespace {
 // clang-format off: each uses what stands before it
 #include "kernels/vec/avx512.h"
 #include "kernels/vec/avx512bf16.h"
+#include "kernels/vec/avx512vbmi.h"
 #include "kernels/amx/tile.h"
 struct Tile {
   static constexpr int rows = 12, vectors = 2;

@@ -1,4 +1,4 @@
-// Products on pairs in AVX512-BF16, with emulated tiles too.
+// Products on pairs in AVX512-BF16, with emulated tiles too, and weights in AVX512-VBMI.
 #include <immintrin.h>
 
 #include "kernels/band.h"
@@ -13,6 +13,7 @@ namespace {
 // clang-format off: each uses what stands before it
 #include "kernels/vec/avx512.h"
 #include "kernels/vec/avx512bf16.h"
+#include "kernels/vec/avx512vbmi.h"
 #include "kernels/amx/emulated_tile.h"
 struct Tile {
   static constexpr int rows = 12, vectors = 2;

@@ -6,6 +6,7 @@
 #include "kernels/parts-inl.h"
 #include "kernels/pairs-inl.h"
 #include "kernels/amx/tile_products-inl.h"
+#include "kernels/rounded_weights-inl.h"
 // clang-format on
 
 template <class Micro, class L, class R, class P>
@@ -82,7 +83,16 @@ void multiply_add_16(const uint16_t* a, const uint16_t* b, float* acc) {
   X::store(acc, Pairs::multiply_add(X::load(acc), Pairs::load(a), Pairs::load(b)));
 }
 
+void round_weights_32(const float* exponents, uint16_t* weights) {
+  using X = Vec<float>;
+  const auto place = [&](Index i) {
+    return X::fma(X::load(exponents + i), X::set1(BFloat16Weights::units),
+                  X::set1(BFloat16Weights::place(0)));
+  };
+  Pairs::store(weights, BFloat16Weights{}.at<false>(place(0), place(16)));
+}
+
 template <class Micro>
 constexpr PairKernels table_of(const char* name, bool tiles, bool float16) {
-  return {name, tiles, float16, split_32, multiply_add_16, run<Micro>};
+  return {name, tiles, float16, split_32, multiply_add_16, round_weights_32, run<Micro>};
 }

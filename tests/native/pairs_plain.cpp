@@ -17,6 +17,7 @@ struct Vec<float> : PlainVec<float, int32_t, 16> {};
 #include "kernels/vec/pairs.h"
 using Pairs = PlainPairs;
 using Float16Pairs = PlainFloat16Pairs;
+using ByteTable = PlainByteTable;
 #include "kernels/amx/emulated_tile.h"
 struct Tile {
   static constexpr int rows = 3, vectors = 2;

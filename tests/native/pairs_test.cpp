@@ -32,7 +32,7 @@ const PairKernels* pair_kernels(int i) {
   static const std::vector<const PairKernels*> tables = [] {
     std::vector<const PairKernels*> found{&kPlainRegisters, &kPlainTiles};
 #if defined(CATTN_HAVE_AVX512)
-    if (cpu_features().avx512_bf16) {
+    if (cpu_features().avx512_bf16 && cpu_features().avx512_vbmi) {
       found.push_back(&kAvx512Registers);
       found.push_back(&kAvx512EmulatedTiles);
     }
@@ -641,17 +641,19 @@ void test_range(const PairKernels& kernels) {
     int flags;
   };
   constexpr int all = kBlockFinite | kBlockModerate | kBlockSplits;
-  constexpr int large = kBlockFinite | kBlockSplits, small = kBlockFinite | kBlockModerate;
+  constexpr int splits = kBlockFinite | kBlockSplits;
   const float low = 0x1p-48f, high = 0x1p48f, infinity = std::numeric_limits<float>::infinity();
-  const Edge edges[] = {{low, all},
-                        {std::nextafter(low, 0.0f), small},
+  const Edge edges[] = {{low, splits},
+                        {std::nextafter(low, 0.0f), kBlockFinite},
+                        {0x1p-40f, all},
+                        {std::nextafter(0x1p-40f, 0.0f), splits},
                         {std::nextafter(0x1p20f, 0.0f), all},
-                        {0x1p20f, large},
-                        {std::nextafter(high, 0.0f), large},
+                        {0x1p20f, splits},
+                        {std::nextafter(high, 0.0f), splits},
                         {high, kBlockFinite},
                         {0.0f, all},
                         {-0.0f, all},
-                        {0x1p-149f, small},
+                        {0x1p-149f, kBlockFinite},
                         {std::numeric_limits<float>::max(), kBlockFinite},
                         {infinity, 0},
                         {std::nanf(""), 0}};
@@ -680,6 +682,50 @@ void test_range(const PairKernels& kernels) {
   }
 }
 
+// Weights that come as the bits of a bfloat16 at once: every place of the last octaves and those
+// between, against the bound in tests/bounds.py.
+void test_rounded_weights(const PairKernels& kernels) {
+  const auto weights_of = [&](const float (&x)[32], float (&weights)[32]) {
+    uint16_t bits[32];
+    kernels.round_weights(x, bits);
+    for (int place = 0; place < 32; ++place) {
+      const int quad = place / 4;
+      weights[quad % 2 * 16 + quad / 2 * 4 + place % 4] = to_float(BFloat16{bits[place]});
+    }
+  };
+  const std::string name = std::string(kernels.name) + ", weights at once: ";
+  float x[32], weights[32], last = 0, worst = 0;
+  bool exact = true, grows = true;
+  constexpr int between = 4, octaves = 126;
+  for (int first = -octaves * 512 * between; first <= 0; first += 32) {
+    for (int i = 0; i < 32; ++i) {
+      const int numerator = first + i < 0 ? first + i : 0;
+      x[i] = static_cast<float>(numerator) / (512 * between);
+    }
+    weights_of(x, weights);
+    for (int i = 0; i < 32; ++i) {
+      const double right = std::exp2(static_cast<double>(x[i]));
+      worst = std::max(worst, static_cast<float>(std::fabs(weights[i] / right - 1)));
+      exact = exact && (x[i] != std::floor(x[i]) || weights[i] == static_cast<float>(right));
+      grows = grows && weights[i] >= last;
+      last = weights[i];
+    }
+  }
+  check(worst < 1.27f * 0x1p-8f, name + "error " + std::to_string(worst * 0x1p8f) + " / 2^8");
+  check(worst > 0.9f * 0x1p-8f, name + "they are of bfloat16");
+  check(exact, name + "powers of 2 are exact");
+  check(grows, name + "in order");
+
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  const float ends[] = {-inf, -1e9f, -1000, -128, std::nanf(""), 0};
+  for (int i = 0; i < 32; ++i) x[i] = ends[i % 6];
+  weights_of(x, weights);
+  for (int i = 0; i < 32; ++i) {
+    const float w = weights[i];
+    check(i % 6 == 5 ? w == 1 : i % 6 == 4 ? std::isnan(w) : w == 0, name + std::to_string(x[i]));
+  }
+}
+
 // The kernel's own list of what the CPU has.
 void test_features() {
   std::ifstream file("/proc/cpuinfo");
@@ -694,9 +740,11 @@ void test_features() {
   };
   check(cpu_features().avx512_bf16 == (cpu_features().avx512 && has("avx512_bf16")),
         "AVX512-BF16 is found where the system has it");
-  check(
-      cpu_features().amx_bf16 == (cpu_features().avx512_bf16 && has("amx_tile") && has("amx_bf16")),
-      "AMX is found where the system has it");
+  check(cpu_features().avx512_vbmi == (cpu_features().avx512 && has("avx512vbmi")),
+        "AVX512-VBMI is found where the system has it");
+  check(cpu_features().amx_bf16 == (cpu_features().avx512_bf16 && cpu_features().avx512_vbmi &&
+                                    has("amx_tile") && has("amx_bf16")),
+        "AMX is found where the system has it");
   check(cpu_features().amx_fp16 == (cpu_features().amx_bf16 && has("amx_fp16")),
         "AMX-FP16 is found where the system has it");
   check(!amx_permitted() || cpu_features().amx_bf16, "AMX is not permitted where it is not");
@@ -714,6 +762,7 @@ void test_pairs() {
     test_split(*kernels);
     test_range(*kernels);
     test_order(*kernels);
+    test_rounded_weights(*kernels);
   }
   test_products();
   for (const KindTraits& kind : kKinds) {

@@ -22,7 +22,8 @@
 
 template <class P, bool kScales, class S>
 constexpr MatrixKernels tile_kernels() {
-  return matrix_kernels<PairMatrices<P, TileProducts<TileRegisters>, kScales>, S>();
+  return matrix_kernels<PairMatrices<P, TileProducts<TileRegisters>, kScales, BFloat16Weights>,
+                        S>();
 }
 constexpr MatrixKernels highest = tile_kernels<ThreeParts, true, float>();
 constexpr MatrixKernels high = tile_kernels<TwoParts, false, float>();

@@ -36,6 +36,10 @@ class TileProducts {
     left.p += depth.begin / kPairDepth * left.panel;
     right.p += depth.begin * kPairCols;
     const Index steps = (depth.end - depth.begin) / kPairDepth;
+    if constexpr (kRows == 2 * kTileRows && P::list.count == 1) {
+      if (steps == 1) return short_products<P, 1>(left, right, vectors, to);
+      if (steps == 2) return short_products<P, 2>(left, right, vectors, to);
+    }
     for (; vectors > 1; vectors -= 2) {
       tile<P, kRows, 2>(left, right, steps, to);
       right.p += right.panel;
@@ -117,6 +121,40 @@ class TileProducts {
                                                {kTileRows, kTileBytes}, {kTileRows, kTileBytes},
                                                {kTileRows, kTileBytes}, {kTileRows, kTileBytes},
                                                {kTileRows, kTileBytes}, {kTileRows, kTileBytes}};
+
+  // Over a depth of one or two steps, whose left operand stays in registers 4 to 7: the sums, in
+  // registers 0 and 1, are taken one after the other.
+  template <class P, int kSteps>
+  CATTN_INLINE void short_products(const LeftPairs& left, const RightPairs& right, Index vectors,
+                                   const PairOutput& to) {
+    store_pending<2>();
+    store_pending<3>();
+    const Index row_bytes = left.row * kHalf;
+    const auto load_left = [&]<int kTile>(Index row, Index step) {
+      tiles_.template load<kTile>(left.p + row * left.row + step * left.panel, row_bytes);
+    };
+    load_left.template operator()<4>(0, 0);
+    load_left.template operator()<5>(kTileRows, 0);
+    if constexpr (kSteps == 2) {
+      load_left.template operator()<6>(0, 1);
+      load_left.template operator()<7>(kTileRows, 1);
+    }
+    for (Index v = 0; v < vectors; ++v) {
+      const uint16_t* const b = right.p + v / 2 * right.panel + v % 2 * kPairDepth;
+      float* const c = to.c + v / 2 * to.panel + v % 2 * Pairs::width;
+      const PairOutput sums{c, to.row, to.panel, to.add};
+      tiles_.template load_streamed<2>(b, 2 * kTileBytes);
+      begin_sum<0>(sums, 0, 0);
+      multiply_add<P, 0, 4, 2>();
+      if constexpr (kSteps == 2) {
+        tiles_.template load_streamed<3>(b + kPairDepth * kPairCols, 2 * kTileBytes);
+        multiply_add<P, 0, 6, 3>();
+      }
+      begin_sum<1>(sums, kTileRows, 0);
+      multiply_add<P, 1, 5, 2>();
+      if constexpr (kSteps == 2) multiply_add<P, 1, 7, 3>();
+    }
+  }
 
   // One tile: all sums at once in registers 0 to 3, so that what is loaded for a step serves up to
   // four products.

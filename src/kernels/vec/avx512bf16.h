@@ -41,11 +41,23 @@ struct Pairs {
   CATTN_INLINE static W round_row(V first, V second) {
     return (W)_mm512_cvtne2ps_pbh(second, first);
   }
-  CATTN_INLINE static W bits_in_a_row(V first, V second) {
-    // The instruction takes lanes of 128 bits in turn.
-    const W lanes = _mm512_packus_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
-    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), lanes);
+  CATTN_INLINE static W in_quads(W row) {
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), row);
   }
+  CATTN_INLINE static W whole_in_quads(V first, V second) {
+    return _mm512_packus_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
+  }
+  CATTN_INLINE static W nan_in_quads(V first, V second) {
+    const auto nan = [](V x) {
+      return _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), 0x7fc0);
+    };
+    return _mm512_packus_epi32(nan(first), nan(second));
+  }
+  template <int kBits>
+  CATTN_INLINE static W shift_halves_right(W a) {
+    return _mm512_srli_epi16(a, kBits);
+  }
+  CATTN_INLINE static W subtract_halves(W a, W b) { return _mm512_sub_epi16(a, b); }
   CATTN_INLINE static V nearest(V x) {
     const W half = _mm512_set1_epi32(0x8000), bfloat16 = _mm512_set1_epi32(-0x10000);
     return _mm512_castsi512_ps(

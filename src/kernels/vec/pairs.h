@@ -9,6 +9,7 @@ struct PlainPairs {
   using Half = BFloat16;
   using V = Vec<float>::V;
   typedef uint32_t W __attribute__((vector_size(64)));  // 16 pairs
+  typedef uint16_t Halves __attribute__((vector_size(64)));
   static constexpr int width = 16;
 
   CATTN_INLINE static W load(const uint16_t* p) {
@@ -84,14 +85,42 @@ struct PlainPairs {
     return round(even, odd);
   }
 
-  // 32 halves in a row whose bits are these whole numbers, rounded; of a negative one 0.
-  [[gnu::noinline]] static W bits_in_a_row(V first, V second) {
+  // 32 halves in a row: four of the first 16 and four of the second ones in turn.
+  [[gnu::noinline]] static W in_quads(W row) {
+    W a{};
+    for (int i = 0; i < width; ++i) a[i] = row[i / 2 % 2 * 8 + i / 4 * 2 + i % 2];
+    return a;
+  }
+  // 32 numbers in a row as whole ones of 16 bits, rounded: of a negative one and of NaN 0, of one
+  // that is too large the largest. They must be below 2^31.
+  [[gnu::noinline]] static W whole_in_quads(V first, V second) {
+    uint16_t halves[2 * width];
+    const auto whole = [](float x) {
+      const float most = x < 65535 ? x : 65535;
+      return x > 0 ? static_cast<uint16_t>(__builtin_rintf(most)) : uint16_t{0};
+    };
+    for (int i = 0; i < width; ++i) {
+      halves[i] = whole(first[i]);
+      halves[width + i] = whole(second[i]);
+    }
+    return in_quads(load(halves));
+  }
+  // The bits of a bfloat16 that is NaN where the number is.
+  [[gnu::noinline]] static W nan_in_quads(V first, V second) {
     uint16_t halves[2 * width];
     for (int i = 0; i < width; ++i) {
-      halves[i] = first[i] > 0 ? static_cast<uint16_t>(__builtin_rintf(first[i])) : 0;
-      halves[width + i] = second[i] > 0 ? static_cast<uint16_t>(__builtin_rintf(second[i])) : 0;
+      halves[i] = first[i] != first[i] ? 0x7fc0 : 0;
+      halves[width + i] = second[i] != second[i] ? 0x7fc0 : 0;
     }
-    return load(halves);
+    return in_quads(load(halves));
+  }
+  // Halves as whole numbers.
+  template <int kBits>
+  CATTN_INLINE static W shift_halves_right(W a) {
+    return reinterpret_cast<W>(reinterpret_cast<Halves>(a) >> kBits);
+  }
+  CATTN_INLINE static W subtract_halves(W a, W b) {
+    return reinterpret_cast<W>(reinterpret_cast<Halves>(a) - reinterpret_cast<Halves>(b));
   }
 
   // 16 rows of 16 pairs to 16 columns.
@@ -129,7 +158,6 @@ struct PlainPairs {
   CATTN_INLINE static uint32_t smallest_lane(W a) { return ~largest_lane(~a); }
   // The same of halves.
   [[gnu::noinline]] static void track_halves(W x, W& largest, W& smallest) {
-    typedef uint16_t Halves __attribute__((vector_size(64)));
     const Halves bits = reinterpret_cast<Halves>(x & 0x7fff7fffu);
     const auto less = bits - static_cast<uint16_t>(1);
     const auto most = reinterpret_cast<Halves>(largest), least = reinterpret_cast<Halves>(smallest);
@@ -141,6 +169,22 @@ struct PlainPairs {
     return low > high ? low : high;
   }
   CATTN_INLINE static uint32_t smallest_half(W a) { return 0xffffu - largest_half(~a); }
+};
+
+// A table of 128 bytes, asked by halves: at(places) holds, for each half of `places`, the byte at
+// its lowest 7 bits.
+class PlainByteTable {
+ public:
+  explicit PlainByteTable(const uint8_t* bytes) : bytes_(bytes) {}
+  [[gnu::noinline]] PlainPairs::W at(PlainPairs::W places) const {
+    uint16_t halves[32];
+    PlainPairs::store(halves, places);
+    for (uint16_t& half : halves) half = bytes_[half % 128];
+    return PlainPairs::load(halves);
+  }
+
+ private:
+  const uint8_t* bytes_;
 };
 
 // The same of float16, whose subnormal numbers count. What does not fit becomes infinite.
