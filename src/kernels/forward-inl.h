@@ -167,9 +167,13 @@ class RoundRow {
  public:
   CATTN_INLINE explicit RoundRow(T factor) : by_(X::set1(factor * Weights::units)) {}
 
+  // The place of a score of 0.
+  CATTN_INLINE static typename X::V place_of_zero(T reference) {
+    return X::set1(Weights::place(-reference));
+  }
   template <class Keeper>
-  CATTN_INLINE void operator()(const T* s, Range columns, T reference, Keeper keeper) const {
-    const auto place_of_zero = X::set1(Weights::place(-reference));
+  CATTN_INLINE void operator()(const T* s, Range columns, typename X::V place_of_zero,
+                               Keeper keeper) const {
 #pragma GCC unroll 4
     for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel()) {
       const auto place = [&](Index at) { return X::fma(X::load(s + at), by_, place_of_zero); };
@@ -368,10 +372,20 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
   constexpr int in_panel = kPanel<T> / X::width;
   const auto by = X::set1(factor);
+  if constexpr (!kSum && M::rounds_at_once) {
+    if (bounded) {
+      const RoundRow<M, true> round_row(factor);
+      const auto place_of_zero = round_row.place_of_zero(T(kReferenceWithinReach<M>));
+      auto keeper = matrices.keeper(0, columns.begin);
+      for (Index r = 0; r < rows; ++r, keeper.next_row())
+        round_row(scratch.score + r * stride, columns, place_of_zero, keeper);
+      return;
+    }
+  }
   T reached[M::row_group], sums[kSum ? M::row_group * X::width : 1];
   static_assert(M::row_group % X::width == 0);
   for (Index first = 0; first < rows; first += X::width) {
-    if (bounded) {
+    if (kSum && bounded) {
       X::store(reached + first, X::set1(T(kReferenceWithinReach<M>)));
       continue;
     }
@@ -388,8 +402,8 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
     const RoundRow<M, true> round_row(factor);
     auto keeper = matrices.keeper(0, columns.begin);
     for (Index r = 0; r < rows; ++r, keeper.next_row())
-      round_row(scratch.score + r * stride, columns, reached[r], keeper);
-    if (!bounded) raise_references(scratch, rows, reached, value_dim);
+      round_row(scratch.score + r * stride, columns, round_row.place_of_zero(reached[r]), keeper);
+    raise_references(scratch, rows, reached, value_dim);
     return;
   }
   for (Index r = 0; r < rows; ++r) {
@@ -502,7 +516,8 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
       const Range panels{begin, end};
       if constexpr (M::rounds_at_once) {
         if (!sum && !empty) {
-          RoundRow<M, false>{by}(s, panels, reference, matrices->keeper(row, begin));
+          const RoundRow<M, false> round_row(by);
+          round_row(s, panels, round_row.place_of_zero(reference), matrices->keeper(row, begin));
           return;
         }
       }

@@ -185,11 +185,27 @@ PackedRange pack_right(const S* source, Index stride, Index depth, Index cols, R
   RangeOf<F, kParts, S> range;
   for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i) {
     const Index first = first_of_pair<kPairing>(i);
-    for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
+    constexpr Index distance = kPairDistance<kPairing>;
+    Index c = 0;
+    if constexpr (kIsPart<F, kParts, S>) {  // whole panels as they are
+      const S* const row = source + first * stride;
+      for (; first + distance < depth && c + kPairCols <= cols; c += kPairCols) {
+        const auto lower = Pairs::load(&row[c].bits);
+        const auto upper = Pairs::load(&row[c + distance * stride].bits);
+        range.see(lower);
+        range.see(upper);
+        uint16_t* const to = right.at(2 * i, c).p;
+        Pairs::W pairs[2];
+        Pairs::interleave(lower, upper, pairs);
+        Pairs::store(to, pairs[0]);
+        Pairs::store(to + kPairDepth, pairs[1]);
+      }
+    }
+    for (; c < round_up(cols, kPairCols); c += Pairs::width) {
       uint16_t* const to = right.at(2 * i, c).p;
       Pairs::W parts[kParts];
-      split_two_rows<F, kParts>(source + (c < cols ? c : 0), stride, first, kPairDistance<kPairing>,
-                                depth, cols - c, range, parts);
+      split_two_rows<F, kParts>(source + (c < cols ? c : 0), stride, first, distance, depth,
+                                cols - c, range, parts);
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + p * right.part, parts[p]);
     }
@@ -206,13 +222,20 @@ PackedRange pack_right_transposed(const S* source, Index stride, Index cols, Ind
     for (Index d = 0; d < depth; d += kPairDepth) {
       const Index n = smaller(kPairDepth, depth - d);
       Pairs::W parts[kParts][16];
-      for (Index i = 0; i < 16; ++i) {
-        const bool exists = c + i < cols;
+      const auto load = [&](Index i, const S* row, Index count) {
         Pairs::W pair[kParts];
-        split_row<F, kParts>(source + (exists ? (c + i) * stride + d : 0), exists ? n : 0, range,
-                             pair);
+        split_row<F, kParts>(row, count, range, pair);
         CATTN_UNROLL
         for (int p = 0; p < kParts; ++p) parts[p][i] = pair[p];
+      };
+      if (kIsPart<F, kParts, S> && n == kPairDepth && c + 16 <= cols) {  // as they are
+        CATTN_UNROLL
+        for (Index i = 0; i < 16; ++i) load(i, source + (c + i) * stride + d, kPairDepth);
+      } else {
+        for (Index i = 0; i < 16; ++i) {
+          const bool exists = c + i < cols;
+          load(i, source + (exists ? (c + i) * stride + d : 0), exists ? n : 0);
+        }
       }
       uint16_t* const to = right.at(d, c).p;
       for (int p = 0; p < kParts; ++p) {

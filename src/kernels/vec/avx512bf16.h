@@ -31,6 +31,15 @@ struct Pairs {
                            _mm512_slli_epi32(load_half(upper, upper_count), 16));
   }
 
+  CATTN_INLINE static void interleave(W lower, W upper, W (&pairs)[2]) {
+    const W first = _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005,
+                                      0x260006, 0x270007, 0x280008, 0x290009, 0x2a000a, 0x2b000b,
+                                      0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f);
+    const W second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    pairs[0] = _mm512_permutex2var_epi16(lower, first, upper);
+    pairs[1] = _mm512_permutex2var_epi16(lower, second, upper);
+  }
+
   CATTN_INLINE static W round(V lower, V upper) {
     // The instruction puts all of `lower` before all of `upper`; one permutation makes pairs.
     const W order = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005,

@@ -43,6 +43,14 @@ struct PlainPairs {
     }
     return a;
   }
+  // The same of 32 halves each, in two vectors.
+  [[gnu::noinline]] static void interleave(W lower, W upper, W (&pairs)[2]) {
+    uint16_t low[2 * width], high[2 * width];
+    store(low, lower);
+    store(high, upper);
+    for (int i = 0; i < 2; ++i)
+      pairs[i] = load_pairs(low + i * width, width, high + i * width, width);
+  }
   // Lane i is (lower[i], upper[i]), each rounded to nearest even; subnormals become zero.
   [[gnu::noinline]] static W round(V lower, V upper) {
     W a;
