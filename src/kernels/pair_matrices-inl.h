@@ -425,9 +425,9 @@ struct PairMatrices {
           fill(p + columns.end, steps.end - columns.end, 0.0f);
         }
       });
-      pack_left<Format, weight_parts, weight_pairing>(tile + first, key_block, block.rows,
-                                                      round_up(all.end, depth_step) - first,
-                                                      memory_.weights.at(0, first));
+      pack_left<Format, weight_parts, weight_pairing, kOfComputed<weight_parts>>(
+          tile + first, key_block, block.rows, round_up(all.end, depth_step) - first,
+          memory_.weights.at(0, first));
       accumulate_kept(block, value, out, true, true);
     }
 
@@ -441,7 +441,7 @@ struct PairMatrices {
       CATTN_INLINE void next_row() { to.p += to.row; }
       CATTN_INLINE void operator()(Index i, const Pairs::V (&p)[2]) const {
         Pairs::W all[weight_parts];
-        split_row<Format, weight_parts, weight_pairing>(p[0], p[1], all);
+        split_row<Format, weight_parts, weight_pairing, kOfComputed<weight_parts>>(p[0], p[1], all);
         CATTN_UNROLL
         for (int part = 0; part < weight_parts; ++part) {
           Pairs::store(to.p + i * to.row + to.offset(part), all[part]);
@@ -571,8 +571,8 @@ struct PairMatrices {
       Scaled scaled{nullptr, nullptr};
       if (ds) {
         scaled = fit<false>(ds);
-        pack_left<Format, gradient_parts, pairing>(scaled.tile, key_block, t_.rows, t_.cols,
-                                                   memory_.dscore_rows);
+        pack_left<Format, gradient_parts, pairing, kOfComputed<gradient_parts>>(
+            scaled.tile, key_block, t_.rows, t_.cols, memory_.dscore_rows);
       }
       add_rows(block_, memory_.dscore_rows,
                {static_cast<float*>(t_.dq), kPanel<float>, query_block * kPanel<float>, true,
@@ -596,7 +596,7 @@ struct PairMatrices {
         CATTN_UNROLL
         for (int j = 0; j < 2; ++j) {
           Pairs::W all[gradient_parts];
-          split<Format, gradient_parts>(x[0][j], x[1][j], all);
+          split<Format, gradient_parts, kOfComputed<gradient_parts>>(x[0][j], x[1][j], all);
           CATTN_UNROLL
           for (int part = 0; part < gradient_parts; ++part)
             Pairs::store(to.at(first_ + row, c + j * Pairs::width).p + part * to.part, all[part]);
@@ -608,7 +608,8 @@ struct PairMatrices {
       for (int i = 0; i < 2; ++i) {
         const LeftPairs to = rows_.at(row + i, c);
         Pairs::W all[gradient_parts];
-        split_row<Format, gradient_parts, pairing>(ds[i][0], ds[i][1], all);
+        split_row<Format, gradient_parts, pairing, kOfComputed<gradient_parts>>(ds[i][0], ds[i][1],
+                                                                                all);
         CATTN_UNROLL
         for (int part = 0; part < gradient_parts; ++part)
           Pairs::store(to.p + to.offset(part), all[part]);

@@ -71,7 +71,8 @@ CATTN_INLINE Pairs::V load_up_to(const S* p, Index n) {
 }
 
 // 32 elements of a row in memory, of which n exist, as 16 pairs.
-template <class F, int kParts, Pairing kPairing = Pairing::neighbours, class S>
+template <class F, int kParts, Pairing kPairing = Pairing::neighbours,
+          Splitting kSplitting = Splitting::rounded, class S>
 CATTN_INLINE void split_row(const S* p, Index n, RangeOf<F, kParts, S>& range,
                             Pairs::W (&parts)[kParts]) {
   if constexpr (kIsPart<F, kParts, S>) {
@@ -84,7 +85,7 @@ CATTN_INLINE void split_row(const S* p, Index n, RangeOf<F, kParts, S>& range,
                second = load_up_to(p + (n > width ? width : 0), n - width);
     range.see(first);
     range.see(second);
-    split_row<F, kParts, kPairing>(first, second, parts);
+    split_row<F, kParts, kPairing, kSplitting>(first, second, parts);
   }
 }
 
@@ -135,7 +136,8 @@ CATTN_INLINE void pad_left(LeftPairs left, Index rows, Index depth) {
 
 // Left operand from (rows, depth) in memory: Q for Q K^T, dO for dO V^T, P for P V, dS for dS K.
 // S is the type in memory.
-template <class F, int kParts, Pairing kPairing = Pairing::neighbours, class S>
+template <class F, int kParts, Pairing kPairing = Pairing::neighbours,
+          Splitting kSplitting = Splitting::rounded, class S>
 PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, LeftPairs left) {
   RangeOf<F, kParts, S> range;
   for (Index d = 0; d < depth; d += kPairDepth) {
@@ -143,7 +145,7 @@ PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, Le
     uint16_t* to = left.at(0, d).p;
     for (Index r = 0; r < rows; ++r, to += left.row) {
       Pairs::W parts[kParts];
-      split_row<F, kParts, kPairing>(source + r * stride + d, n, range, parts);
+      split_row<F, kParts, kPairing, kSplitting>(source + r * stride + d, n, range, parts);
       CATTN_UNROLL
       for (int p = 0; p < kParts; ++p) Pairs::store(to + left.offset(p), parts[p]);
     }

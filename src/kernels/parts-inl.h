@@ -130,18 +130,27 @@ struct RangeType<true> {
 template <class F, int kParts, class S>
 using RangeOf = typename RangeType<kIsPart<F, kParts, S>>::Type;
 
+// How parts are found but for the last. What is computed may be cut off where it comes in three
+// parts, which saves an addition for each: what its products then leave out has the signs of the
+// other operand's rounded parts, and does not add up. Two cut operands would be 4 times as far off.
+enum class Splitting { rounded, cut };
+template <int kParts>
+constexpr Splitting kOfComputed = kParts == 3 ? Splitting::cut : Splitting::rounded;
+
 // parts[p] holds part p of two vectors: put together by round(), or by join() what needs no
 // rounding, as the third part, which is exact. What a part is taken from is a float32 again: only
 // the last part is rounded by the instruction, the others by whole numbers, which is as good and
 // has them as float32 too.
-template <class F, int kParts, class Join, class Round>
+template <class F, int kParts, Splitting kSplitting, class Join, class Round>
 CATTN_INLINE void split_into(Pairs::W (&parts)[kParts], Pairs::V a, Pairs::V b, Join join,
                              Round round) {
   static_assert(kParts == 1 || !kIsLimited<F>, "nearest() and pair() are of bfloat16");
   using X = Vec<float>;
   CATTN_UNROLL
   for (int p = 0; p + 1 < kParts; ++p) {
-    const auto part_a = F::nearest(a), part_b = F::nearest(b);
+    constexpr bool kCut = kSplitting == Splitting::cut;
+    const auto part_a = kCut ? F::first_digits(a) : F::nearest(a);
+    const auto part_b = kCut ? F::first_digits(b) : F::nearest(b);
     parts[p] = join(part_a, part_b);
     a = X::sub(a, part_a);
     b = X::sub(b, part_b);
@@ -154,9 +163,9 @@ CATTN_INLINE void split_into(Pairs::W (&parts)[kParts], Pairs::V a, Pairs::V b, 
 }
 
 // As pairs of an element of `lower` and one of `upper`.
-template <class F, int kParts>
+template <class F, int kParts, Splitting kSplitting = Splitting::rounded>
 CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts]) {
-  split_into<F>(
+  split_into<F, kParts, kSplitting>(
       parts, lower, upper, [](auto l, auto u) { return F::pair(l, u); },
       [](auto l, auto u) { return F::round(l, u); });
 }
@@ -167,15 +176,16 @@ CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts
 enum class Pairing { neighbours, halves, quads };
 
 // As pairs of 32 elements in a row.
-template <class F, int kParts, Pairing kPairing = Pairing::neighbours>
+template <class F, int kParts, Pairing kPairing = Pairing::neighbours,
+          Splitting kSplitting = Splitting::rounded>
 CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
   if constexpr (kPairing == Pairing::halves) {
-    split<F, kParts>(first, second, parts);
+    split<F, kParts, kSplitting>(first, second, parts);
   } else if constexpr (kPairing == Pairing::quads) {
     static_assert(kParts == 1);
     parts[0] = Pairs::in_quads(F::round_row(first, second));
   } else {
     const auto in_a_row = [](auto a, auto b) { return F::round_row(a, b); };
-    split_into<F>(parts, first, second, in_a_row, in_a_row);
+    split_into<F, kParts, kSplitting>(parts, first, second, in_a_row, in_a_row);
   }
 }

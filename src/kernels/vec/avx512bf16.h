@@ -72,6 +72,10 @@ struct Pairs {
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), bfloat16));
   }
+  CATTN_INLINE static V first_digits(V x) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(-0x10000)));
+  }
   CATTN_INLINE static W pair(V lower, V upper) {
     constexpr int a_and_b_or_c = 0xea;
     return _mm512_ternarylogic_epi32(_mm512_castps_si512(upper), _mm512_set1_epi32(-0x10000),

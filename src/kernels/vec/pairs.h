@@ -63,9 +63,12 @@ struct PlainPairs {
     return a;
   }
   // The nearest bfloat16, the one away from zero if there are two, of a number that is far from the
-  // end of the range; and pairs of such numbers (of others the first 16 bits).
+  // end of the range; the one that its first 16 bits are; and pairs of these bits of two.
   CATTN_INLINE static V nearest(V x) {
     return reinterpret_cast<V>((reinterpret_cast<W>(x) + 0x8000u) & 0xffff0000u);
+  }
+  CATTN_INLINE static V first_digits(V x) {
+    return reinterpret_cast<V>(reinterpret_cast<W>(x) & 0xffff0000u);
   }
   CATTN_INLINE static W pair(V lower, V upper) {
     return reinterpret_cast<W>(lower) >> 16 | (reinterpret_cast<W>(upper) & 0xffff0000u);
