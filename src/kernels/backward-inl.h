@@ -160,8 +160,9 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
   for (Index r = 0; r < M::row_group; r += 2) {
     if (r >= group.rows) {  // nothing, up to whole steps of depth
       const V none[2][2] = {{X::zero(), X::zero()}, {X::zero(), X::zero()}};
-      for (Index c = columns.begin; c < columns.end; c += kPanel<T>)
-        matrices.keep(r, c, none, none);
+      auto keeper = matrices.row_keeper(r, columns.begin);
+      for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel())
+        keeper.keep(none, none);
       continue;
     }
     if (r % awake == awake / 2) M::stay_awake();
@@ -175,7 +176,8 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
       scale[i] = X::set1(of_row.scale);
       d[i] = X::set1(exists ? delta[r + i] : T(0));
     }
-    for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
+    auto keeper = matrices.row_keeper(r, columns.begin);
+    for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel()) {
       V p[2][2], ds[2][2];
       CATTN_UNROLL
       for (int i = 0; i < 2; ++i) {
@@ -199,7 +201,7 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
           }
         }
       }
-      matrices.keep(r, c, p, ds);
+      keeper.keep(p, ds);
     }
   }
 }

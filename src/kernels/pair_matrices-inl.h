@@ -211,6 +211,9 @@ struct PairMatrices {
   static constexpr bool transposes_keys = true;
   // Whether p and ds of plain blocks are packed as they come, while they are in registers.
   static constexpr bool keeps_gradients = Micro::stores_sums && !kIsLimited<Format>;
+  // Of score gradients and keys in the backward.
+  static constexpr Pairing gradient_pairing =
+      keeps_gradients && gradient_parts == 1 ? Pairing::quads : pairing;
   static_assert(!keeps_gradients || row_group == kPairDepth);
 
   template <class F>
@@ -254,7 +257,8 @@ struct PairMatrices {
       range =
           pack_right<Format, parts, weight_pairing>(source, stride, t.rows, t.cols, packed.right());
     } else {
-      range = pack_right<Format, parts, pairing>(source, stride, t.rows, t.cols, packed.right());
+      range = pack_right<Format, parts, gradient_pairing>(source, stride, t.rows, t.cols,
+                                                          packed.right());
     }
     if (t.of_blocks > 0) {
       tail.norm = bounds_serve(t.of_blocks) ? largest_norm_of_rows(source, stride, t.rows, t.cols)
@@ -333,7 +337,8 @@ struct PairMatrices {
         unpack_right<Format, parts, weight_pairing>(right(), rows, cols, room,
                                                     rows * kPanel<float>);
       } else {
-        unpack_right<Format, parts, pairing>(right(), rows, cols, room, rows * kPanel<float>);
+        unpack_right<Format, parts, gradient_pairing>(right(), rows, cols, room,
+                                                      rows * kPanel<float>);
       }
       return room;
     }
@@ -571,7 +576,7 @@ struct PairMatrices {
       Scaled scaled{nullptr, nullptr};
       if (ds) {
         scaled = fit<false>(ds);
-        pack_left<Format, gradient_parts, pairing, kOfComputed<gradient_parts>>(
+        pack_left<Format, gradient_parts, gradient_pairing, kOfComputed<gradient_parts>>(
             scaled.tile, key_block, t_.rows, t_.cols, memory_.dscore_rows);
       }
       add_rows(block_, memory_.dscore_rows,
@@ -589,32 +594,78 @@ struct PairMatrices {
                                 2 * key_block}
                     : memory_.dscore_rows.at(first, 0);
     }
-    // Keeps 32 columns, from c on, of two of these rows of probabilities and score gradients.
-    CATTN_INLINE void keep(Index row, Index c, const Pairs::V (&p)[2][2],
-                           const Pairs::V (&ds)[2][2]) const {
-      const auto keep_right = [&](const Pairs::V(&x)[2][2], RightPairs to) {
+    // Keeps two of these rows of probabilities and score gradients, 32 columns at a time.
+    class RowKeeper {
+     public:
+      CATTN_INLINE RowKeeper(const Backward& matrices, Index row, Index c)
+          : to_(matrices),
+            in_columns_(to_.memory_.dscore.at(to_.first_ + row, c).p - to_.memory_.dscore.p),
+            in_rows_(to_.rows_.at(row, c).p - to_.rows_.p) {}
+
+      CATTN_INLINE void keep(const Pairs::V (&p)[2][2], const Pairs::V (&ds)[2][2]) const {
+        if constexpr (gradient_parts == 1) {
+          Pairs::V rounded[2][2];
+          if (to_.t_.dv) {
+            round(p, rounded);
+            keep_columns(rounded, to_.memory_.probability);
+          }
+          round(ds, rounded);  // once for both of its operands
+          if (to_.t_.dk) keep_columns(rounded, to_.memory_.dscore);
+          keep_rows(rounded);
+        } else {
+          if (to_.t_.dv) keep_columns(p, to_.memory_.probability);
+          if (to_.t_.dk) keep_columns(ds, to_.memory_.dscore);
+          keep_rows(ds);
+        }
+      }
+      CATTN_INLINE void next_panel() {
+        in_columns_ += to_.memory_.dscore.panel;
+        in_rows_ += to_.rows_.panel;
+      }
+
+     private:
+      CATTN_INLINE static void round(const Pairs::V (&x)[2][2], Pairs::V (&rounded)[2][2]) {
+        CATTN_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          CATTN_UNROLL
+          for (int j = 0; j < 2; ++j) rounded[i][j] = Pairs::round_half_up(x[i][j]);
+        }
+      }
+      // One part has been rounded.
+      CATTN_INLINE void keep_columns(const Pairs::V (&x)[2][2], const RightPairs& to) const {
         CATTN_UNROLL
         for (int j = 0; j < 2; ++j) {
           Pairs::W all[gradient_parts];
-          split<Format, gradient_parts, kOfComputed<gradient_parts>>(x[0][j], x[1][j], all);
+          if constexpr (gradient_parts == 1) {
+            all[0] = Pairs::pair(x[0][j], x[1][j]);
+          } else {
+            split<Format, gradient_parts, kOfComputed<gradient_parts>>(x[0][j], x[1][j], all);
+          }
           CATTN_UNROLL
           for (int part = 0; part < gradient_parts; ++part)
-            Pairs::store(to.at(first_ + row, c + j * Pairs::width).p + part * to.part, all[part]);
+            Pairs::store(to.p + in_columns_ + j * kPairDepth + part * to.part, all[part]);
         }
-      };
-      if (t_.dv) keep_right(p, memory_.probability);
-      if (t_.dk) keep_right(ds, memory_.dscore);
-      CATTN_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const LeftPairs to = rows_.at(row + i, c);
-        Pairs::W all[gradient_parts];
-        split_row<Format, gradient_parts, pairing, kOfComputed<gradient_parts>>(ds[i][0], ds[i][1],
-                                                                                all);
-        CATTN_UNROLL
-        for (int part = 0; part < gradient_parts; ++part)
-          Pairs::store(to.p + to.offset(part), all[part]);
       }
-    }
+      CATTN_INLINE void keep_rows(const Pairs::V (&x)[2][2]) const {
+        const LeftPairs& rows = to_.rows_;
+        CATTN_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          Pairs::W all[gradient_parts];
+          if constexpr (gradient_parts == 1) {
+            all[0] = Pairs::pack_quads(x[i][0], x[i][1]);
+          } else {
+            split_row<Format, gradient_parts, gradient_pairing, kOfComputed<gradient_parts>>(
+                x[i][0], x[i][1], all);
+          }
+          CATTN_UNROLL
+          for (int part = 0; part < gradient_parts; ++part)
+            Pairs::store(rows.p + in_rows_ + i * rows.row + rows.offset(part), all[part]);
+        }
+      }
+      const Backward& to_;
+      Index in_columns_, in_rows_;  // where, in p and ds as right operands and in ds as a left one
+    };
+    CATTN_INLINE RowKeeper row_keeper(Index row, Index c) const { return {*this, row, c}; }
     // dq += ds K of these rows
     CATTN_INLINE void add_kept_dq(const ScoreBlock& group) {
       float* const dq = static_cast<float*>(t_.dq) + first_ * kPanel<float>;

@@ -72,6 +72,13 @@ struct Pairs {
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), bfloat16));
   }
+  CATTN_INLINE static V round_half_up(V x) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)));
+  }
+  CATTN_INLINE static W pack_quads(V first, V second) {
+    return _mm512_packus_epi32(_mm512_srli_epi32(_mm512_castps_si512(first), 16),
+                               _mm512_srli_epi32(_mm512_castps_si512(second), 16));
+  }
   CATTN_INLINE static V first_digits(V x) {
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(-0x10000)));

@@ -67,6 +67,19 @@ struct PlainPairs {
   CATTN_INLINE static V nearest(V x) {
     return reinterpret_cast<V>((reinterpret_cast<W>(x) + 0x8000u) & 0xffff0000u);
   }
+  // Of a number whose first 16 bits are then the nearest bfloat16, as above; and these bits of 32
+  // in a row, in quads.
+  CATTN_INLINE static V round_half_up(V x) {
+    return reinterpret_cast<V>(reinterpret_cast<W>(x) + 0x8000u);
+  }
+  CATTN_INLINE static W pack_quads(V first, V second) {
+    uint16_t halves[2 * width];
+    for (int i = 0; i < width; ++i) {
+      halves[i] = static_cast<uint16_t>(reinterpret_cast<W>(first)[i] >> 16);
+      halves[width + i] = static_cast<uint16_t>(reinterpret_cast<W>(second)[i] >> 16);
+    }
+    return in_quads(load(halves));
+  }
   CATTN_INLINE static V first_digits(V x) {
     return reinterpret_cast<V>(reinterpret_cast<W>(x) & 0xffff0000u);
   }
