@@ -185,7 +185,7 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
         for (int j = 0; j < 2; ++j) {
           const Index at = (r + i) * stride + c + j * X::width;
           const V score = X::load(s + at);
-          p[i][j] = X::mul(M::Exponential::from_lse(score, by, shift[i]), scale[i]);
+          p[i][j] = X::mul(M::GradientExponential::from_lse(score, by, shift[i]), scale[i]);
           ds[i][j] = X::mul(p[i][j], X::sub(X::load(dp + at), d[i]));
         }
       }

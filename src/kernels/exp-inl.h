@@ -48,6 +48,12 @@ struct Exp2PolynomialAbove {
                                           0.05579991266f, 0.009017030708f, 0.00186713005f};
 };
 
+// The same for what is rounded to bfloat16, 2^-8: relative error 8.6e-5.
+struct Exp2PolynomialOfBFloat16 {
+  static constexpr int degree = 3;
+  static constexpr float c[degree + 1] = {1.0f, 0.695116773f, 0.22764499f, 0.0770670587f};
+};
+
 // 2^kShift times the polynomial, which is 2^(f + kShift) for f where it holds: |f| <= 1/2.
 template <class T, int kShift = 0, class Poly = Exp2Polynomial<T>>
 CATTN_INLINE typename Vec<T>::V exp2_polynomial(typename Vec<T>::V f) {
@@ -77,9 +83,9 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
 }
 
 // The exponential of the weights, as accurate as they are multiplied: to all digits of T, or by
-// Exp2PolynomialAbove. of<kShift>(x) is 2^(x + kShift); above(x, reference) is 2^(x - reference)
-// for an integral reference and 1 if they are equal, however large; from_lse(s, factor, shift) is
-// 2^(factor s - shift), whose shift has as few digits as the lse.
+// one of the shorter polynomials. of<kShift>(x) is 2^(x + kShift); above(x, reference) is 2^(x -
+// reference) for an integral reference and 1 if they are equal, however large; from_lse(s, factor,
+// shift) is 2^(factor s - shift), whose shift has as few digits as the lse.
 template <class T>
 struct WholeExponential {
   using V = typename Vec<T>::V;
@@ -93,18 +99,18 @@ struct WholeExponential {
   }
 };
 // of() is exact where x is an integer.
-template <class T>
+template <class T, class Poly = Exp2PolynomialAbove>
 struct ShortExponential {
   using X = Vec<T>;
   using V = typename X::V;
   template <int kShift>
   CATTN_INLINE static V of(V x) {
     const V f = X::fraction_above(x);
-    return X::scale2_below(exp2_polynomial<T, kShift, Exp2PolynomialAbove>(f), x);
+    return X::scale2_below(exp2_polynomial<T, kShift, Poly>(f), x);
   }
   CATTN_INLINE static V above(V x, V reference) {
     const V f = X::fraction_above(x);
-    const V p = exp2_polynomial<T, 0, Exp2PolynomialAbove>(f);
+    const V p = exp2_polynomial<T, 0, Poly>(f);
     return X::scale2_below(p, X::sub(X::sub(x, f), reference));
   }
   CATTN_INLINE static V from_lse(V s, V factor, V shift) { return of<0>(X::fms(s, factor, shift)); }

@@ -33,6 +33,7 @@ template <class Arithmetic>
 struct FmaMatrices {
   using T = Arithmetic;
   using Exponential = WholeExponential<T>;
+  using GradientExponential = Exponential;
   static constexpr bool scales_queries = true;   // rounding q once more is as good as rounding s
   static constexpr bool rounds_weights = false;  // for the product with v
   static constexpr int weight_exponent = 0;      // of what rounded weights are multiplied by

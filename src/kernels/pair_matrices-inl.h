@@ -13,6 +13,15 @@ struct ExponentialOf<3> {
   using Type = WholeExponential<float>;
 };
 
+template <int kParts, class Weights>
+struct ExponentialOfGradients {
+  using Type = Weights;
+};
+template <class Weights>
+struct ExponentialOfGradients<1, Weights> {
+  using Type = ShortExponential<float, Exp2PolynomialOfBFloat16>;
+};
+
 // How many products: of operands (scores and dO V^T), and of what is float32 with an operand: of
 // probabilities in the forward pass, and of them and of score gradients in the backward pass.
 template <class Operands, class Weights, class Gradients = Weights>
@@ -25,6 +34,8 @@ struct PairPrecision {
   static constexpr int weight_parts = Weights::left_parts;
   using Exponential = typename ExponentialOf<weight_parts>::Type;
   static constexpr int gradient_parts = Gradients::left_parts;
+  // Of weights that are kept in so many parts for gradients, and serve for nothing else.
+  using GradientExponential = typename ExponentialOfGradients<gradient_parts, Exponential>::Type;
   // Of what is computed and what it is multiplied with along its rows: one part goes into a row by
   // one instruction.
   static constexpr Pairing pairing = weight_parts == 1 ? Pairing::neighbours : Pairing::halves;
@@ -175,6 +186,7 @@ template <class P, class Micro, bool kScales, class Rounded = void>
 struct PairMatrices {
   using T = float;
   using Exponential = typename P::Exponential;
+  using GradientExponential = typename P::GradientExponential;
   static constexpr bool scales_queries = kScales;
   static constexpr bool rounds_weights = P::weight_parts == 1;
   using Format = typename P::Format;

@@ -73,6 +73,7 @@ Precision precision(Multiplied how) {
   } else if (kIsHalf<T>) {
     p.delta_g = how == Multiplied::in_pairs ? kOnePart : 0x1p-11;
     p.delta_w = 2 * p.delta_g;
+    if (how == Multiplied::in_pairs) p.polynomial = 8.7e-5;
   }
   return p;  // a float32 in three parts is as precise as ever
 }
@@ -184,7 +185,8 @@ Bounds bounds(const reference::Problem& p, const reference::Result& result, cons
       if (!p.attends(row, j)) continue;
       const auto at = static_cast<size_t>(row * p.keys + j);
       const Index kv = p.kv_row(row, j);
-      const double omega = kappa * w[j] + precision.tiny, kept = p.kept_factor(row, j);
+      const double own_error = kappa * w[j] + precision.tiny, kept = p.kept_factor(row, j);
+      const double omega = own_error + precision.polynomial * w[j];
       // H_ij
       const double own = kept == 0 ? 0 : kept * dot(grad_row, v_row(j), p.value_dim);
       const double size = own + weighted_grads;
@@ -193,7 +195,7 @@ Bounds bounds(const reference::Problem& p, const reference::Result& result, cons
            ((static_cast<double>(p.value_dim + 4) + dropped) * u + precision.delta_o) * w[j]) *
               size +
           (w[j] + omega) * from_out;
-      bound.weights[at] = omega;
+      bound.weights[at] = own_error;
       bound.dscore[at] = sigma;
       bound.dscore_size[at] = w[j] * size;
       if (kept != 0) {

@@ -49,6 +49,7 @@ struct Precision {
   // The rounding of results to a half type: its unit roundoff and half its smallest number.
   double half_u = 0, half_tiny = 0;
   double delta_o = 0, delta_w = 0, delta_g = 0;
+  double polynomial = 0;  // of weights for gradients
 
   double last_rounding(double value) const { return half_u * value + half_tiny; }
 };
