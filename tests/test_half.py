@@ -57,6 +57,20 @@ def test_float32_rounded_once(half, case, record):
         assert_same(one, narrow(other, half))
 
 
+@pytest.mark.parametrize("size", [0.3, 8.0], ids=["within reach", "beyond"])
+@pytest.mark.parametrize("causal", [False, True], ids=["dense", "causal"])
+def test_lengths_around_blocks_of_pairs(half, causal, size, record):
+    """Blocks of 128 or 256 queries and 128 keys, scores with and without maxima."""
+    if not bounds.multiplies_pairs(half):
+        pytest.skip("computed in float32")
+    lengths = (95, 127, 128, 129, 160, 161, 255, 256, 257, 385)
+    for i, lq in enumerate(lengths):
+        lk = lengths[(3 * i + 2) % len(lengths)]
+        case = Case(lq, lk, 32, 32, causal=causal, spread=size)
+        check_forward(case, half, record)
+        check_backward(case, half, record)
+
+
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 def test_forward_mode_is_that_of_float32_rounded_once(half, case):
     q, k, v, options, *_ = problem(case, half)

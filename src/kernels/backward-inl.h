@@ -5,9 +5,9 @@
 // dS; a softcap multiplies dS by its slope on the way to dK and dQ. The factors `scale` of dQ and
 // dK and 1 / (1 - dropout) of dV are applied when the accumulators are flushed.
 
-template <class T>
+template <class M, class T = typename M::T>
 struct BackwardScratch {
-  using Tiles = typename Tile::Backward<T>;
+  using Tiles = typename M::BackwardTiles;
   // Three tiles of scores, one behind the other (PairMatrices relies on it).
   T *probability, *dscore, *slope, *end;
 
@@ -22,7 +22,7 @@ struct BackwardScratch {
 
 template <class M>
 Index backward_scratch_bytes(Index head_dim, Index value_dim) {
-  return bytes_up_to(BackwardScratch<typename M::T>(nullptr).end) +
+  return bytes_up_to(BackwardScratch<M>(nullptr).end) +
          M::Backward::scratch_bytes(head_dim, value_dim);
 }
 
@@ -224,7 +224,7 @@ template <class M>
 void backward(const BackwardTask& t) {
   using T = typename M::T;
   constexpr Index key_block = Tile::Backward<T>::key_block;
-  const BackwardScratch<T> scratch(t.scratch);
+  const BackwardScratch<M> scratch(t.scratch);
   const ScoreBlock block = score_block(t);
   const ScoreTerms& terms = *t.terms;
   const T factor = static_cast<T>(exponent_factor(terms));
@@ -316,7 +316,7 @@ void backward(const BackwardTask& t) {
 
 template <class M>
 void backward_dq(const BackwardTask& t) {
-  const BackwardScratch<typename M::T> scratch(t.scratch);
+  const BackwardScratch<M> scratch(t.scratch);
   const ScoreBlock block = score_block(t);
   typename M::Backward matrices(t, block, scratch.end);
   matrices.add_dq(keeps_gradients(matrices, t) ? nullptr : scratch.dscore);
@@ -368,8 +368,8 @@ void flush(const FlushTask& t) {
   // The accumulator is in panels of the block's rows, or that of its transpose in panels of theirs.
   const bool transposed = M::transposes_keys && !t.query_side;
   const Index panel_rows = transposed     ? round_up(t.cols, kPanel<T>)
-                           : t.query_side ? Tile::Backward<T>::query_block
-                                          : Tile::Backward<T>::key_block;
+                           : t.query_side ? M::BackwardTiles::query_block
+                                          : M::BackwardTiles::key_block;
   const auto vector_at = [&](Index r, Index col) {
     if (!accumulator) return X::zero();
     return X::load(accumulator + (col / kPanel<T> * panel_rows + r) * kPanel<T> + col % kPanel<T>);

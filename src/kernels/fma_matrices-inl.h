@@ -29,9 +29,10 @@ CATTN_INLINE bool hides_some(const BackwardTask& t, const ScoreBlock& block) {
                                        !block.full(0, t.rows, 0, t.cols));
 }
 
-template <class Arithmetic>
+template <class Arithmetic, class BackwardBlocks = typename Tile::template Backward<Arithmetic>>
 struct FmaMatrices {
   using T = Arithmetic;
+  using BackwardTiles = BackwardBlocks;
   using Exponential = WholeExponential<T>;
   using GradientExponential = Exponential;
   static constexpr bool scales_queries = true;   // rounding q once more is as good as rounding s
@@ -108,7 +109,7 @@ struct FmaMatrices {
   // One query block and one key block. Products that add leave masked or dropped elements out where
   // an operand holds a NaN or inf.
   class Backward {
-    using Tiles = typename Tile::template Backward<T>;
+    using Tiles = BackwardTiles;
     static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
 
    public:

@@ -22,6 +22,15 @@ struct ExponentialOfGradients<1, Weights> {
   using Type = ShortExponential<float, Exp2PolynomialOfBFloat16>;
 };
 
+template <bool kHalves>
+struct BackwardBlocks {
+  using Type = typename Tile::template Backward<float>;
+};
+template <>
+struct BackwardBlocks<true> {
+  using Type = typename Tile::BackwardOfHalves;
+};
+
 // How many products: of operands (scores and dO V^T), and of what is float32 with an operand: of
 // probabilities in the forward pass, and of them and of score gradients in the backward pass.
 template <class Operands, class Weights, class Gradients = Weights>
@@ -224,8 +233,9 @@ struct PairMatrices {
   // Whether p and ds of plain blocks are packed as they come, while they are in registers.
   static constexpr bool keeps_gradients = Micro::stores_sums && !kIsLimited<Format>;
   // Of score gradients and keys in the backward.
-  static constexpr Pairing gradient_pairing =
-      keeps_gradients && gradient_parts == 1 ? Pairing::quads : pairing;
+  static constexpr bool keeps_halves = keeps_gradients && gradient_parts == 1;
+  static constexpr Pairing gradient_pairing = keeps_halves ? Pairing::quads : pairing;
+  using BackwardTiles = typename BackwardBlocks<keeps_halves>::Type;
   static_assert(!keeps_gradients || row_group == kPairDepth);
 
   template <class F>
@@ -529,10 +539,10 @@ struct PairMatrices {
 
   // One query block and one key block: see FmaMatrices.
   class Backward {
-    using Tiles = typename Tile::template Backward<float>;
+    using Tiles = BackwardTiles;
     static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
     static constexpr Tiling tiling{query_block, key_block};
-    using Fma = typename FmaMatrices<float>::Backward;
+    using Fma = typename FmaMatrices<float, BackwardTiles>::Backward;
 
    public:
     static Index scratch_bytes(Index head_dim, Index value_dim) {

@@ -8,7 +8,7 @@
 namespace cattn::test {
 namespace {
 
-constexpr Index kRows[] = {1, 4, 5, 12, 13, 96, 127, 128, 129, 144, 145};
+constexpr Index kRows[] = {1, 4, 5, 12, 13, 96, 127, 128, 129, 144, 145, 255, 256, 257};
 constexpr Index kKeys[] = {0, 1, 15, 16, 17, 31, 32, 33, 127, 128, 129, 257};
 constexpr Index kHeadSizes[] = {1, 3, 16, 17, 40, 64, 65, 128, 300};
 

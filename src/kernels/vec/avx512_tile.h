@@ -11,4 +11,8 @@ struct Tile {
   struct Backward {
     static constexpr Index query_block = 128, key_block = 128;
   };
+  // Of what is kept in 2 bytes: more rows for each time that dk and dv are added to.
+  struct BackwardOfHalves {
+    static constexpr Index query_block = 256, key_block = 128;
+  };
 };
