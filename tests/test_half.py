@@ -15,6 +15,12 @@ from cattn import reference
 
 pytestmark = pytest.mark.usefixtures("isa")
 
+
+@pytest.fixture
+def bfloat16():
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+
+
 CASES = [
     Case(49, 65, 8, 6, hq=4, hkv=2, batch=(2,)),
     Case(97, 260, 33, 17, causal=True, layout="blhd"),
@@ -69,6 +75,39 @@ def test_lengths_around_blocks_of_pairs(half, causal, size, record):
         case = Case(lq, lk, 32, 32, causal=causal, spread=size)
         check_forward(case, half, record)
         check_backward(case, half, record)
+
+
+@pytest.mark.parametrize(("q", "v"), [(0.0, 2.0**-123), (1.5, 2.0**-100), (1.5, 2.0**-47)])
+def test_tiny_values_of_many_keys(bfloat16, q, v):
+    """Values that products with weights below 1 would lose, in more than one block."""
+    queries, keys = (np.full((1, 256, 64), x, bfloat16) for x in (q, -q))
+    values = normal(1, 256, 64, dtype=bfloat16)
+    values[..., 0] = v
+    out = cattn.attention(queries, keys, values)
+    np.testing.assert_allclose(out[..., 0].astype(np.float64), v, rtol=1e-2)
+
+
+def test_tiny_queries_of_huge_keys(bfloat16):
+    """Scores that are far from the product of norms that underflow."""
+    queries, keys = (np.full((1, 256, 64), x, bfloat16) for x in (2.0**-64, -(2.0**58)))
+    values = normal(1, 256, 64, dtype=bfloat16)
+    out, lse, _ = cattn.attention(queries, keys, values, scale=100.0, return_lse=True)
+    np.testing.assert_allclose(lse, np.log(256) - 100, rtol=1e-5)
+    alone = cattn.attention(queries, keys, values, scale=100.0)
+    mean = np.broadcast_to(values.astype(np.float32).mean(axis=1), out.shape)
+    for x in (out, alone):
+        np.testing.assert_allclose(x.astype(np.float32), mean, atol=2e-3)
+
+
+def test_nan_of_any_bits_stays_one(half):
+    """A row whose lse is NaN has NaN for gradients, whatever its payload."""
+    q, k, v, dout = normal(1, 40, 32, dtype=half, count=4)
+    out, lse, _ = cattn.attention(q, k, v, return_lse=True)
+    lse.view(np.uint32)[0, 5] = 0xFFFFFFFF
+    gradients = cattn.attention_backward(dout, q, k, v, out, lse)
+    assert np.isnan(gradients.dq[0, 5].astype(np.float32)).all()
+    assert np.isnan(gradients.dk.astype(np.float32)).all()
+    assert np.isnan(gradients.dv.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))

@@ -92,6 +92,22 @@ def test_scores_of_any_size(precision, scale):
 
 
 @pytest.mark.usefixtures("isa")
+def test_blocks_at_the_end_of_the_reach_agree():
+    """Rounding moves scores beyond a bound of those that were not rounded."""
+    x = np.float32(1.0039064)  # a bfloat16 away from it, 1.0078125, is nearer than 1
+    q = k = np.full((1, 256, 64), x, np.float32)
+    v = np.repeat(np.float32([0, 1]), 128)[None, :, None] + np.zeros((1, 1, 64), np.float32)
+    scale = 27.95 / (64 * float(x) ** 2 * np.log2(np.e))
+    mask = np.arange(256) > 0
+    options = {"scale": scale, "mask": mask, "precision": "medium"}
+    out, lse, _ = cattn.attention(q, k, v, **options, return_lse=True)
+    exact = reference.attention(q, k, v, scale=scale, mask=mask, return_lse=True)
+    np.testing.assert_allclose(out, exact.out, rtol=1e-2)
+    np.testing.assert_allclose(lse, exact.lse, rtol=2.0**-6)
+    np.testing.assert_allclose(cattn.attention(q, k, v, **options), exact.out, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("precision", WORDS)
 def test_the_backward_sees_the_scores_of_the_forward(precision):
     """Rounded alike: weights from the lse add up to 1 even where rounding moves scores far."""

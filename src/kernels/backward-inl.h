@@ -141,6 +141,12 @@ struct StoreScoreGradients {
   }
 };
 
+// x, or if it is NaN one whose last bits are zeros: rounded by whole numbers it stays NaN.
+template <class T>
+CATTN_INLINE T with_short_nan(T x) {
+  return x == x ? x : T(__builtin_nanf(""));
+}
+
 // Probabilities and score gradients of a group of rows to `matrices`, which keeps them for the
 // products that add: in registers from the products s and dp on. Scores are plain.
 template <class M, class T = typename M::T>
@@ -172,9 +178,9 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
       const bool exists = r + i < group.rows;
       attended[i] = exists ? group.columns(r + i, 1) : Range{0, 0};
       const RowScale<T> of_row = exists ? row_scales[r + i] : nothing;
-      shift[i] = X::set1(of_row.shift);
-      scale[i] = X::set1(of_row.scale);
-      d[i] = X::set1(exists ? delta[r + i] : T(0));
+      shift[i] = X::set1(with_short_nan(of_row.shift));
+      scale[i] = X::set1(with_short_nan(of_row.scale));
+      d[i] = X::set1(exists ? with_short_nan(delta[r + i]) : T(0));
     }
     auto keeper = matrices.row_keeper(r, columns.begin);
     for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel()) {

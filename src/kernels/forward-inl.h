@@ -14,8 +14,8 @@
 // Where p is rounded to a half type for its product with v, the reference is the maximum itself and
 // moves with it: the largest weight of a row is then a power of 2 and loses nothing, and where few
 // keys matter that is most of the error. Where weights come rounded at once, maxima would take as
-// long as they do: scores within kRoundedReach, among which no key can matter so much, have that as
-// the reference, and p is between 2^(-2 kRoundedReach) and 1.
+// long as they do: scores within kRoundedReach have that as the reference, p is between
+// 2^(-2 kRoundedReach) and 1, and the largest weight is rounded like all others.
 constexpr int kReach = 40, kRoundedReach = 28;
 template <class M>
 constexpr int kReachOf = M::rounds_weights ? kRoundedReach : kReach;
@@ -493,7 +493,7 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
                row_maximum(scratch.score + row * stride, begin, end));
     }
   });
-  move_references<M>(scratch, block.rows, factor, value_dim);
+  if (!known.bounded) move_references<M>(scratch, block.rows, factor, value_dim);
   for_rows_of_block<M, step>(block, [&](Index row, Index begin, Index end) {
     T* const s = scratch.score + row * stride;
     T* const weight_sum = scratch.weight_sum + row * X::width;
@@ -712,19 +712,27 @@ CATTN_INLINE Range attended_blocks(const ForwardTask& t) {
 
 // Whether |q| |k| is within reach, in units of log2(e), for all that a task attends, and its values
 // are of moderate size.
+// Where the scale is not in the queries, norms may underflow while scores do not, unless numbers
+// split; where weights are 1 at most, so may their products with values.
 template <class M, class T = typename M::T>
-CATTN_INLINE bool is_bounded(const ForwardTask& t, T query_norm, T factor, Index key_bytes) {
+CATTN_INLINE bool is_bounded(const ForwardTask& t, const PackedQueries<T>& queries, T factor,
+                             Index key_bytes) {
   if (!folds_scale(*t.terms)) return false;
+  if (M::scales_queries ? factor != 1 : !queries.split) return false;
+  constexpr int of_values = kBlockModerate | (M::rounds_weights ? kBlockSplits : 0);
+  constexpr int of_keys = M::scales_queries ? 0 : kBlockSplits;
   const Range blocks = attended_blocks<T>(t);
   if (!M::bounds_serve(blocks.end - blocks.begin)) return false;
   T key_norm = 0;
   for (Index b = blocks.begin; b < blocks.end; ++b) {
     const Index index = b - t.first_block;
-    if (!(t.value_flags[index] & kBlockModerate)) return false;
-    const T norm = BlockTail<T>::of(t.keys + index * key_bytes, key_bytes).norm;
-    if (norm > key_norm) key_norm = norm;
+    const auto& key = BlockTail<T>::of(t.keys + index * key_bytes, key_bytes);
+    if ((t.value_flags[index] & of_values) != of_values) return false;
+    if ((key.flags & of_keys) != of_keys) return false;
+    if (key.norm > key_norm) key_norm = key.norm;
   }
-  return key_norm * query_norm * factor <= T(kReachOf<M>);
+  constexpr T rounding = M::rounds_weights ? T(1.01) : T(1);  // of float32 operands to one part
+  return key_norm * queries.norm * factor * rounding <= T(kReachOf<M>);
 }
 
 // Calls f(block, terms, index) for those of `blocks` that a task attends; index counts from
@@ -875,8 +883,7 @@ template <class M, class T = typename M::T>
   const Index key_bytes = M::packed_bytes(Operand::key, tiling, t.head_dim);
   const Index value_bytes = M::packed_bytes(Operand::value, tiling, t.value_dim);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
-  const bool bounded =
-      (factor == 1 || !M::scales_queries) && is_bounded<M>(t, queries.norm, factor, key_bytes);
+  const bool bounded = is_bounded<M>(t, queries, factor, key_bytes);
   if (bounded) {
     fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(kReferenceWithinReach<M>));
   }

@@ -164,7 +164,7 @@ CATTN_INLINE Index block_rows(Operand operand, const Tiling& tiling) {
 // What is known of a packed block's rows stands in its last cache line.
 template <class T>
 struct BlockTail {
-  T norm;  // of keys and transposed values: the largest of a row; inf if a number is not finite
+  T norm;  // of keys of the forward: the largest of a row; inf if a number is not finite
   uint8_t flags;
 
   CATTN_INLINE static Index offset(Index packed_bytes) { return packed_bytes - 64; }

@@ -69,8 +69,8 @@ CATTN_INLINE float float_power_of_2(int n) {
   return float_from_bits(static_cast<uint32_t>(n + 127) << 23);
 }
 
-// From 2^-40 to 2^20, which squared is kModerate: products with weights of scores within reach are
-// normal numbers.
+// From 2^-40 to 2^20, which squared is kModerate: where the block splits, products with weights of
+// scores within reach are normal numbers.
 constexpr uint32_t kLeastModerateBits = (127u - 40u) << 23, kModerateBits = (127u + 20u) << 23;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
@@ -131,8 +131,8 @@ template <class F, int kParts, class S>
 using RangeOf = typename RangeType<kIsPart<F, kParts, S>>::Type;
 
 // How parts are found but for the last. What is computed may be cut off where it comes in three
-// parts, which saves an addition for each: what its products then leave out has the signs of the
-// other operand's rounded parts, and does not add up. Two cut operands would be 4 times as far off.
+// parts, which saves an addition for each: what its products then leave out, 2^-23 at most, has the
+// signs of what the other operand's rounding has left. Of two cut operands all would have one sign.
 enum class Splitting { rounded, cut };
 template <int kParts>
 constexpr Splitting kOfComputed = kParts == 3 ? Splitting::cut : Splitting::rounded;

@@ -123,7 +123,8 @@ class TileProducts {
                                                {kTileRows, kTileBytes}, {kTileRows, kTileBytes}};
 
   // Over a depth of one or two steps, whose left operand stays in registers 4 to 7: the sums, in
-  // registers 0 and 1, are taken one after the other.
+  // registers 0 and 1, are taken one after the other. (Who goes on with them flushes first: other
+  // products have them in other registers.)
   template <class P, int kSteps>
   CATTN_INLINE void short_products(const LeftPairs& left, const RightPairs& right, Index vectors,
                                    const PairOutput& to) {
