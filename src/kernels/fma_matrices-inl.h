@@ -38,8 +38,8 @@ struct FmaMatrices {
   static constexpr bool scales_queries = true;   // rounding q once more is as good as rounding s
   static constexpr bool rounds_weights = false;  // for the product with v
   static constexpr int weight_exponent = 0;      // of what rounded weights are multiplied by
-  static constexpr bool rounds_at_once = false,
-                        sums_afresh = false;            // see PairMatrices
+  // See PairMatrices.
+  static constexpr bool rounds_at_once = false, sums_afresh = false;
   static constexpr Index row_padding = Tile::rows / 3;  // row tiles may reach up to a multiple
   // Rows that are taken from scores to outputs at a time, and whether probabilities are computed
   // while the scores are in registers.
@@ -54,8 +54,9 @@ struct FmaMatrices {
     for_row_tiles(rows, f);
   }
 
-  CATTN_INLINE static void stay_awake() {}                    // see PairMatrices
-  static constexpr bool bounds_serve(Index) { return true; }  // likewise
+  // See PairMatrices.
+  CATTN_INLINE static void stay_awake() {}
+  static constexpr bool bounds_serve(Index) { return true; }
 
   static Index packed_bytes(Operand operand, const Tiling& tiling, Index cols) {
     return panel_bytes<T>(operand, tiling, cols);

@@ -360,6 +360,17 @@ CATTN_INLINE void raise_references(const ForwardScratch<T>& scratch, Index rows,
   }
 }
 
+// RoundRow of rows whose scores are finite; place_of_zero(r) is that of row r.
+template <class M, class T = typename M::T, class PlaceOfZero>
+CATTN_INLINE void round_rows(const T* score, Index rows, Range columns, T factor,
+                             const typename M::Forward& matrices, PlaceOfZero place_of_zero) {
+  constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+  const RoundRow<M, true> round_row(factor);
+  auto keeper = matrices.keeper(0, columns.begin);
+  for (Index r = 0; r < rows; ++r, keeper.next_row())
+    round_row(score + r * stride, columns, place_of_zero(r), keeper);
+}
+
 // softmax_rows where scores are plain, every row attends some of `columns`, whole panels, and the
 // maximum of a row is its reference, which fuses, or with `bounded` all references are that of
 // scores within reach. What a row does not attend is -inf. The weights do not wait for what is
@@ -374,11 +385,8 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
   const auto by = X::set1(factor);
   if constexpr (!kSum && M::rounds_at_once) {
     if (bounded) {
-      const RoundRow<M, true> round_row(factor);
-      const auto place_of_zero = round_row.place_of_zero(T(kReferenceWithinReach<M>));
-      auto keeper = matrices.keeper(0, columns.begin);
-      for (Index r = 0; r < rows; ++r, keeper.next_row())
-        round_row(scratch.score + r * stride, columns, place_of_zero, keeper);
+      const auto one = RoundRow<M, true>::place_of_zero(T(kReferenceWithinReach<M>));
+      round_rows<M>(scratch.score, rows, columns, factor, matrices, [&](Index) { return one; });
       return;
     }
   }
@@ -399,10 +407,8 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
     X::store(reached + first, X::max(X::mul(maximum, by), X::load(scratch.reference + first)));
   }
   if constexpr (!kSum && M::rounds_at_once) {
-    const RoundRow<M, true> round_row(factor);
-    auto keeper = matrices.keeper(0, columns.begin);
-    for (Index r = 0; r < rows; ++r, keeper.next_row())
-      round_row(scratch.score + r * stride, columns, round_row.place_of_zero(reached[r]), keeper);
+    round_rows<M>(scratch.score, rows, columns, factor, matrices,
+                  [&](Index r) { return RoundRow<M, true>::place_of_zero(reached[r]); });
     raise_references(scratch, rows, reached, value_dim);
     return;
   }
