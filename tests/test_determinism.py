@@ -19,6 +19,10 @@ CASES = [
     Case(130, 260, 16, 24, hq=4, hkv=4, batch=(3,), bias=(130, 260)),
     Case(130, 260, 16, 24, hq=4, hkv=2, batch=(2,), bias=(4, 1, 260)),
     Case(64, 64, 64, 64, hq=16, hkv=16, batch=(4,)),
+    # runs of several key blocks, the shorter the more threads
+    Case(260, 400, 16, 24, hq=4, hkv=2, batch=(4,), causal=True),
+    Case(260, 400, 16, 8, hq=8, hkv=8, batch=(2,), window=(100, 20), mask=(260, 400)),
+    Case(140, 400, 16, 24, hq=4, hkv=2, batch=(4,), lengths=True, dropout=0.2),
     Case(300, 500, 32, 16, hq=2, hkv=1, window=(100, 20), sinks=True, alibi="head"),
     Case(130, 260, 16, 24, hq=4, hkv=2, batch=(3,), lengths=True, softcap=2.0, dropout=0.2),
 ]

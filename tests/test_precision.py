@@ -162,6 +162,35 @@ def test_sums_of_many_keys_stay_accurate():
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("precision", ["highest", *WORDS])
+@pytest.mark.parametrize("size", [1e-39, 1e-20, 1e18])
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(20, 96), (96, 20)])
+def test_blocks_of_numbers_that_do_not_split(any_dtype, precision, size, head_dim, value_dim):
+    """Beside others of an ordinary size: a row of values, and a key."""
+    q, k, v, dout = (
+        normal(2, rows, cols, seed=seed)
+        for seed, (rows, cols) in enumerate(
+            [(70, head_dim), (300, head_dim), (300, value_dim), (70, value_dim)]
+        )
+    )
+    v[:, 150] *= min(size, 1e4) if any_dtype == np.float16 else size
+    k[:, 10] *= min(size, 1)
+    given = [x.astype(any_dtype) for x in (q, k, v)]
+    options = {"precision": precision} if any_dtype == SINGLE else {}
+    out, lse, _ = cattn.attention(*given, return_lse=True, **options)
+    limit = bounds.attention_bound(*given, **options)
+    assert bounds.worst(out, reference.attention(*given), limit.out) <= 1
+    if size > 1:
+        return  # gradients overflow
+    given = (dout.astype(any_dtype), *given, out, lse)
+    gradients = cattn.attention_backward(*given, **options)
+    exact = reference.attention_backward(*given)
+    limits = bounds.attention_backward_bound(*given, **options)
+    for one, other, limit in zip(gradients[:3], exact[:3], limits[:3], strict=True):
+        assert bounds.worst(one, other, limit) <= 1
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("precision", WORDS)
 @pytest.mark.parametrize("other", ["float64", "float16", "bfloat16"])
 def test_other_dtypes_ignore_it(other, precision):

@@ -1,7 +1,8 @@
-// The backward loop nest. Per (batch, kv head) pair: pack both sides, then key block by key block
-// against all query blocks of the group; dk and dv of a key block are summed in the thread's own
+// The backward loop nest. Per (batch, kv head) pair: pack both sides, then a run of key blocks at a
+// time against all query blocks of the group; dk and dv of the run are summed in the thread's own
 // memory, dq of a query block in one accumulator, to which the key blocks add in their order,
-// whichever threads compute them.
+// whichever threads compute them. A run and all that belongs to it stay in the L2 cache, through
+// which the query blocks pass once for each run.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "core/attention.h"
+#include "core/cpu.h"
 #include "core/error.h"
 #include "core/mask_blocks.h"
 #include "core/parallel.h"
@@ -96,7 +98,8 @@ class Backward {
       run_shared();
     } else {
       parallel_parts(
-          pairs_, threads_, p_.executor, [&](Index pair) { return entry(pair).key_blocks; },
+          pairs_, threads_, p_.executor,
+          [&](Index pair) { return ceil_div(entry(pair).key_blocks, run_); },
           [&](Index pair, int32_t thread) {
             const Entry& e = entry(pair);
             const Index h = pair % p_.heads_kv;
@@ -104,10 +107,10 @@ class Backward {
             for (Index b = 0; b < e.key_blocks; ++b) pack_keys(e, h, b, packed);
             for (Index b = 0; b < e.group_query_blocks; ++b) pack_queries(e, h, b, packed);
           },
-          [&](Index pair, Index block, int32_t owner, int32_t thread) {
+          [&](Index pair, Index run, int32_t owner, int32_t thread) {
             const Entry& e = entry(pair);
             const Index h = pair % p_.heads_kv;
-            key_block(e, h, block, packed_pair(e, h, owner), thread);
+            key_blocks_at(e, h, run * run_, packed_pair(e, h, owner), thread);
           });
     }
     if (p_.dsinks_array.data) add_up_sinks();
@@ -140,19 +143,19 @@ class Backward {
       const Index rest = item - e.first_queries, h = rest / e.group_query_blocks;
       pack_queries(e, h, rest % e.group_query_blocks, packed_pair(e, h, thread));
     });
-    // As many pairs at a time as threads, so that they rarely wait for one another; key block by
-    // key block, since the first keys are seen by the most queries: the light ones fill the gaps.
-    const Index at_once = threads_;
-    const Index items = checked_multiply(pairs_, most_.keys);
+    // As many pairs at a time as threads, so that they rarely wait for one another; run by run,
+    // since the first keys are seen by the most queries: the light ones fill the gaps.
+    const Index at_once = threads_, runs = ceil_div(most_.keys, run_);
+    const Index items = checked_multiply(pairs_, runs);
     parallel_items(
         items, threads_, p_.executor,
         [&](Index item, int32_t thread) {
-          const Index first = item / (at_once * most_.keys) * at_once;
+          const Index first = item / (at_once * runs) * at_once;
           const Index pairs = std::min(at_once, pairs_ - first);
-          const Index rest = item - first * most_.keys, block = rest / pairs;
+          const Index rest = item - first * runs, block = rest / pairs * run_;
           const Index pair = first + rest % pairs, h = pair % p_.heads_kv;
           const Entry& e = entry(pair);
-          if (block < e.key_blocks) key_block(e, h, block, packed_pair(e, h, thread), thread);
+          if (block < e.key_blocks) key_blocks_at(e, h, block, packed_pair(e, h, thread), thread);
         },
         Order::one_by_one);
     if (p_.dbias) run_bias_gradient();
@@ -170,6 +173,7 @@ class Backward {
     dk_bytes_ = k_.accumulator_bytes(tiling_.key_block, p_.head_dim);
     dv_bytes_ = k_.accumulator_bytes(tiling_.key_block, p_.value_dim);
     tile_bytes_ = tiling_.query_block * tiling_.key_block * k_.arithmetic_size;
+    choose_run();
 
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
@@ -189,9 +193,20 @@ class Backward {
 
     const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
     scratch_bytes_ = aligned(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim));
-    thread_bytes_ =
-        scratch_bytes_ + aligned(dk_bytes_) + aligned(dv_bytes_) + (p_.dbias ? 2 * tile_bytes_ : 0);
+    sums_bytes_ = aligned(dk_bytes_) + aligned(dv_bytes_);
+    thread_bytes_ = scratch_bytes_ + run_ * sums_bytes_ + (p_.dbias ? 2 * tile_bytes_ : 0);
     threads_at_ = part(threads_, thread_bytes_);
+  }
+
+  // Key blocks of a run: what three eighths of the L2 cache hold, but enough runs to share out.
+  // Neither tells in the results.
+  void choose_run() {
+    constexpr Index runs_per_thread = 8;
+    const Index block = key_bytes_ + value_bytes_ + key_rows_bytes_ + dk_bytes_ + dv_bytes_;
+    const Index blocks = checked_multiply(pairs_, most_.keys);
+    run_ = std::max<Index>(std::min<Index>({l2_cache_bytes() / 8 * 3 / block,
+                                            blocks / (runs_per_thread * threads_), most_.keys}),
+                           1);
   }
 
   // Where a pair is packed: in its own place, or in its thread's.
@@ -336,36 +351,41 @@ class Backward {
     return {first, ceil_div(queries.end, tiling_.query_block) - first};
   }
 
-  // One key block against all the query blocks that attend it.
-  void key_block(const Entry& e, Index h, Index key_block, const PackedPair& packed,
-                 int32_t thread) const {
+  // A run of key blocks from `first` on against all the query blocks that attend them.
+  void key_blocks_at(const Entry& e, Index h, Index first, const PackedPair& packed,
+                     int32_t thread) const {
     char* const own = scratch(thread);
-    char* const dk = own + scratch_bytes_;
-    char* const dv = dk + ceil_div(dk_bytes_, kAlignment) * kAlignment;
-    std::memset(dk, 0, static_cast<size_t>(dk_bytes_));
-    std::memset(dv, 0, static_cast<size_t>(dv_bytes_));
-    const BlockRange range = query_blocks_of(e, key_block);
+    char* const sums = own + scratch_bytes_;
+    const Index end = std::min(first + run_, e.key_blocks);
+    std::memset(sums, 0, static_cast<size_t>((end - first) * sums_bytes_));
+    const auto dk = [&](Index b) { return sums + (b - first) * sums_bytes_; };
+    const auto dv = [&](Index b) { return dk(b) + ceil_div(dk_bytes_, kAlignment) * kAlignment; };
     for (Index g = 0; g < p_.group; ++g) {
       const Index head = h * p_.group + g;
       const ScoreTerms terms = p_.terms(e.batch, head), unmasked = without_mask(terms);
-      for (Index qb = range.first; qb < range.first + range.count; ++qb) {
+      for (Index qb = 0; qb < e.query_blocks; ++qb) {
         const Index block = g * e.query_blocks + qb;
-        const MaskKind kind = mask_kind(e, head, qb, key_block);
-        BackwardTask t =
-            task(e, key_block, block, packed, kind == MaskKind::full ? unmasked : terms);
-        t.dk = p_.dk ? dk : nullptr;
-        t.dv = p_.dv ? dv : nullptr;
-        t.scratch = own;
-        const bool attends = kind != MaskKind::empty;
-        if (p_.dq) {
-          backward_in_turn(e, h, key_block, block, packed, t, attends);
-        } else if (attends) {
-          k_.backward(t);
+        const BlockRange attended = key_blocks_of(e, block);
+        const Index last = std::min(end, attended.first + attended.count);
+        for (Index b = std::max(first, attended.first); b < last; ++b) {
+          const MaskKind kind = mask_kind(e, head, qb, b);
+          BackwardTask t = task(e, b, block, packed, kind == MaskKind::full ? unmasked : terms);
+          t.dk = p_.dk ? dk(b) : nullptr;
+          t.dv = p_.dv ? dv(b) : nullptr;
+          t.scratch = own;
+          const bool attends = kind != MaskKind::empty;
+          if (p_.dq) {
+            backward_in_turn(e, h, b, block, packed, t, attends);
+          } else if (attends) {
+            k_.backward(t);
+          }
         }
       }
     }
-    if (p_.dk) flush_keys(e, h, key_block, dk, p_.dk, p_.head_dim, p_.scale);
-    if (p_.dv) flush_keys(e, h, key_block, dv, p_.dv, p_.value_dim, p_.dropout.kept_scale);
+    for (Index b = first; b < end; ++b) {
+      if (p_.dk) flush_keys(e, h, b, dk(b), p_.dk, p_.head_dim, p_.scale);
+      if (p_.dv) flush_keys(e, h, b, dv(b), p_.dv, p_.value_dim, p_.dropout.kept_scale);
+    }
   }
 
   static ScoreTerms without_mask(ScoreTerms terms) {
@@ -550,13 +570,14 @@ class Backward {
   std::vector<Entry> entries_;
   Sizes total_, most_;
   int32_t threads_ = 1;
+  Index run_ = 1;  // key blocks at a time
   bool shared_ = false;
   Layout layout_;
   char* data_ = nullptr;
   const MaskBlocks* mask_blocks_ = nullptr;
   Index key_bytes_ = 0, value_bytes_ = 0, key_rows_bytes_ = 0, query_bytes_ = 0,
         grad_out_bytes_ = 0, dq_bytes_ = 0, dk_bytes_ = 0, dv_bytes_ = 0, tile_bytes_ = 0,
-        scratch_bytes_ = 0, thread_bytes_ = 0;
+        scratch_bytes_ = 0, sums_bytes_ = 0, thread_bytes_ = 0;
   Index keys_at_ = 0, values_at_ = 0, key_rows_at_ = 0, key_flags_at_ = 0, queries_at_ = 0,
         grads_out_at_ = 0, query_flags_at_ = 0, row_scales_at_ = 0, delta_at_ = 0, dq_at_ = 0,
         turns_at_ = 0, dsinks_at_ = 0, threads_at_ = 0;

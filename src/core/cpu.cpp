@@ -2,10 +2,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-
-#include <cstdint>
 #endif
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -71,6 +69,18 @@ const CpuFeatures& cpu_features() {
 bool amx_permitted() {
   static const bool permitted = cpu_features().amx_bf16 && ask_for_tiles();
   return permitted;
+}
+
+int64_t l2_cache_bytes() {
+  static const int64_t bytes = [] {
+    constexpr int64_t usual = 1 << 20;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or -1: the system does not say
+    if (known > 0) return known;
+#endif
+    return usual;
+  }();
+  return bytes;
 }
 
 }  // namespace cattn

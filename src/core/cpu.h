@@ -1,5 +1,6 @@
 // What the CPU and the operating system allow.
 #pragma once
+#include <cstdint>
 
 namespace cattn {
 
@@ -21,5 +22,9 @@ const CpuFeatures& cpu_features();
 // the first call does (signal frames grow by 8 KB from then on, so nobody asks without need); a
 // refusal is final.
 bool amx_permitted();
+
+// Bytes of the L2 cache of a core, or what is usual. How work is ordered depends on it, nothing
+// else.
+int64_t l2_cache_bytes();
 
 }  // namespace cattn

@@ -158,8 +158,11 @@ CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weig
   }
 }
 
+// What is known of scores that become rounded weights. bounded: within reach, or -inf.
+enum class Scores { any, finite, bounded };
+
 // The weights of rows' scores, rounded as they are kept: 2^(factor s - reference), 1 at most.
-template <class M, bool kFinite, class T = typename M::T>
+template <class M, Scores kScores, class T = typename M::T>
 class RoundRow {
   using X = Vec<T>;
   using Weights = typename M::RoundedWeights;
@@ -171,13 +174,22 @@ class RoundRow {
   CATTN_INLINE static typename X::V place_of_zero(T reference) {
     return X::set1(Weights::place(-reference));
   }
+  CATTN_INLINE static typename X::V place_of_zero_within_reach() {
+    static_assert(kScores == Scores::bounded);
+    return X::set1(Weights::place(T(-kReferenceWithinReach<M>)) + Weights::in_last_bits);
+  }
   template <class Keeper>
   CATTN_INLINE void operator()(const T* s, Range columns, typename X::V place_of_zero,
                                Keeper keeper) const {
 #pragma GCC unroll 4
     for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel()) {
       const auto place = [&](Index at) { return X::fma(X::load(s + at), by_, place_of_zero); };
-      keeper.keep(weights_.template at<kFinite>(place(c), place(c + X::width)));
+      const auto first = place(c), second = place(c + X::width);
+      if constexpr (kScores == Scores::bounded) {
+        keeper.keep(weights_.at_last_bits(first, second));
+      } else {
+        keeper.keep(weights_.template at<kScores == Scores::finite>(first, second));
+      }
     }
   }
 
@@ -360,12 +372,12 @@ CATTN_INLINE void raise_references(const ForwardScratch<T>& scratch, Index rows,
   }
 }
 
-// RoundRow of rows whose scores are finite; place_of_zero(r) is that of row r.
-template <class M, class T = typename M::T, class PlaceOfZero>
+// RoundRow of rows; place_of_zero(r) is that of row r.
+template <class M, Scores kScores, class T = typename M::T, class PlaceOfZero>
 CATTN_INLINE void round_rows(const T* score, Index rows, Range columns, T factor,
                              const typename M::Forward& matrices, PlaceOfZero place_of_zero) {
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
-  const RoundRow<M, true> round_row(factor);
+  const RoundRow<M, kScores> round_row(factor);
   auto keeper = matrices.keeper(0, columns.begin);
   for (Index r = 0; r < rows; ++r, keeper.next_row())
     round_row(score + r * stride, columns, place_of_zero(r), keeper);
@@ -385,8 +397,9 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
   const auto by = X::set1(factor);
   if constexpr (!kSum && M::rounds_at_once) {
     if (bounded) {
-      const auto one = RoundRow<M, true>::place_of_zero(T(kReferenceWithinReach<M>));
-      round_rows<M>(scratch.score, rows, columns, factor, matrices, [&](Index) { return one; });
+      const auto one = RoundRow<M, Scores::bounded>::place_of_zero_within_reach();
+      round_rows<M, Scores::bounded>(scratch.score, rows, columns, factor, matrices,
+                                     [&](Index) { return one; });
       return;
     }
   }
@@ -407,8 +420,9 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
     X::store(reached + first, X::max(X::mul(maximum, by), X::load(scratch.reference + first)));
   }
   if constexpr (!kSum && M::rounds_at_once) {
-    round_rows<M>(scratch.score, rows, columns, factor, matrices,
-                  [&](Index r) { return RoundRow<M, true>::place_of_zero(reached[r]); });
+    using Round = RoundRow<M, Scores::finite>;
+    round_rows<M, Scores::finite>(scratch.score, rows, columns, factor, matrices,
+                                  [&](Index r) { return Round::place_of_zero(reached[r]); });
     raise_references(scratch, rows, reached, value_dim);
     return;
   }
@@ -522,7 +536,7 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
       const Range panels{begin, end};
       if constexpr (M::rounds_at_once) {
         if (!sum && !empty) {
-          const RoundRow<M, false> round_row(by);
+          const RoundRow<M, Scores::any> round_row(by);
           round_row(s, panels, round_row.place_of_zero(reference), matrices->keeper(row, begin));
           return;
         }
@@ -638,12 +652,12 @@ CATTN_INLINE void store_rows(S* out, Index stride, const T* accumulator, Index f
   using X = Vec<T>;
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
   constexpr int in_panel = kPanel<T> / X::width;
-  for (Index col = 0; col < cols; col += kPanel<T>) {
-    const Index n = cols - col;
-    Index at = (col / kPanel<T> * query_block + first) * kPanel<T>;
-    S* to = out + first * stride + col;
-    for (Index r = first; r < first + count; ++r, at += kPanel<T>, to += stride) {
-      prefetch_row(to + kRowsAhead * stride, smaller(n, kPanel<T>));
+  for (Index r = first; r < first + count; ++r) {
+    S* to = out + r * stride;
+    prefetch_row(to + kRowsAhead * stride, cols);
+    Index at = r * kPanel<T>;
+    for (Index left = cols; left > 0;
+         left -= kPanel<T>, to += kPanel<T>, at += query_block * kPanel<T>) {
       typename X::V x[in_panel];
       CATTN_UNROLL
       for (int j = 0; j < in_panel; ++j) {
@@ -652,11 +666,11 @@ CATTN_INLINE void store_rows(S* out, Index stride, const T* accumulator, Index f
       }
       CATTN_UNROLL
       for (int j = 0; j < in_panel; ++j) {
-        const Index left = n - j * X::width;
-        if (left >= X::width) {
+        const Index n = left - j * X::width;
+        if (n >= X::width) {
           X::store(to + j * X::width, x[j]);
-        } else if (left > 0) {
-          X::store_n(to + j * X::width, x[j], left);
+        } else if (n > 0) {
+          X::store_n(to + j * X::width, x[j], n);
         }
       }
     }

@@ -1,7 +1,7 @@
 // Matrices multiplied on pairs of bfloat16 or float16 (pairs-inl.h), what fma_matrices-inl.h does
 // by multiply-adds. A block in which some number does not split into parts is kept in panels of
-// float32 instead, without kBlockSplits; its products are those of FmaMatrices, for which its
-// partners are put together again.
+// float32 instead, without kBlockSplits (of one part, rounded to it); its products are those of
+// FmaMatrices, for which its partners are put together again.
 
 // The exponential of weights in so many parts.
 template <int kParts>
@@ -214,7 +214,7 @@ struct PairMatrices {
   }
   static constexpr Pairing pairing = P::pairing;
   // Of weights and values in the forward.
-  static constexpr Pairing weight_pairing = rounds_at_once ? Pairing::quads : pairing;
+  static constexpr Pairing weight_pairing = rounds_at_once ? Pairing::halves : pairing;
   // What ranges of the depth are rounded to.
   static constexpr Index depth_step = pairing == Pairing::halves ? kPairDepth : Micro::depth_step;
   static constexpr Index row_padding = Micro::row_padding;
@@ -223,6 +223,10 @@ struct PairMatrices {
   static constexpr Index row_group =
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
+  // One part holds what it rounds to of any number. Those that products of pairs cannot take are
+  // put together when they are wanted: room for panels would leave every other line of the caches
+  // that packed blocks fall into empty.
+  static constexpr bool in_pairs_only = parts == 1;
   static constexpr int gradient_parts = P::gradient_parts;
   // As accurate as float32: outputs are summed from sums of some blocks, each of which starts
   // afresh.
@@ -260,7 +264,7 @@ struct PairMatrices {
                            : is_transposed(operand) ? right_elements(cols, rows)
                                                     : right_elements(rows, cols);
     const Index pairs = elements * parts * 2 + 64;
-    return larger(pairs, panel_bytes<float>(operand, tiling, cols));
+    return in_pairs_only ? pairs : larger(pairs, panel_bytes<float>(operand, tiling, cols));
   }
 
   template <class S>
@@ -288,7 +292,7 @@ struct PairMatrices {
                                             : norm_bound(range.largest, t.cols);
     }
     tail.flags = range.flags;
-    if (range.flags & kBlockSplits) return range.flags;
+    if (in_pairs_only || (range.flags & kBlockSplits)) return range.flags;
     return pack_in_panels<float, S>(t, tiling, tail);
   }
 
@@ -350,7 +354,7 @@ struct PairMatrices {
     }
     // In panels of float32, in `room` if they have to be put together.
     CATTN_INLINE const float* panels(float* room) const {
-      if (!memory || !splits()) return static_cast<const float*>(memory);
+      if (!memory || !(in_pairs_only || splits())) return static_cast<const float*>(memory);
       const Index rows = block_rows(operand, tiling);
       if (is_query(operand)) {
         unpack_left<Format, parts>(left(), rows, cols, room, rows * kPanel<float>);
@@ -437,8 +441,9 @@ struct PairMatrices {
     CATTN_INLINE void accumulate(const ScoreBlock& block, float* tile, const char* value,
                                  uint8_t flags, float* out) {
       if (!(flags & kBlockSplits)) {
-        accumulate_block(block, tile, reinterpret_cast<const float*>(value),
-                         (flags & kBlockFinite) != 0, t_.value_dim, out);
+        const Packed packed{Operand::value, tiling, t_.value_dim, value};
+        accumulate_block(block, tile, packed.panels(memory_.panels), (flags & kBlockFinite) != 0,
+                         t_.value_dim, out);
         return;
       }
       const Range all = block.columns(0, block.rows);
@@ -526,7 +531,8 @@ struct PairMatrices {
         query = pieces.left(query_block, t.head_dim, parts);
         weights = pieces.left(in_place ? 0 : row_group, key_block, weight_parts);
         third_part = pieces.left(in_place && weight_parts == 3 ? 2 * row_group : 0, key_block, 1).p;
-        panels = pieces.panels(Operand::key, tiling, t.head_dim);
+        panels = pieces.panels(Operand::key, tiling,
+                               larger(t.head_dim, round_up(t.value_dim, kPairCols)));
         bytes = pieces.taken();
       }
     };

@@ -140,10 +140,10 @@ template <class F, int kParts, Pairing kPairing = Pairing::neighbours,
           Splitting kSplitting = Splitting::rounded, class S>
 PackedRange pack_left(const S* source, Index stride, Index rows, Index depth, LeftPairs left) {
   RangeOf<F, kParts, S> range;
-  for (Index d = 0; d < depth; d += kPairDepth) {
-    const Index n = smaller(kPairDepth, depth - d);
-    uint16_t* to = left.at(0, d).p;
-    for (Index r = 0; r < rows; ++r, to += left.row) {
+  for (Index r = 0; r < rows; ++r) {
+    uint16_t* to = left.at(r, 0).p;
+    for (Index d = 0; d < depth; d += kPairDepth, to += left.panel) {
+      const Index n = smaller(kPairDepth, depth - d);
       Pairs::W parts[kParts];
       split_row<F, kParts, kPairing, kSplitting>(source + r * stride + d, n, range, parts);
       CATTN_UNROLL

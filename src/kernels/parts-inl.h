@@ -172,7 +172,7 @@ CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts
 
 // Which two elements of 32 along the depth are a pair, and in which order pairs come (pairs-inl.h):
 // neighbours in a row; k and k + 16; or neighbours again, but two of the first 16 elements and two
-// of the second ones in turn, the order in which an instruction packs two vectors of weights.
+// of the second ones in turn, the order in which an instruction packs two vectors.
 enum class Pairing { neighbours, halves, quads };
 
 // As pairs of 32 elements in a row.

@@ -83,13 +83,15 @@ void multiply_add_16(const uint16_t* a, const uint16_t* b, float* acc) {
   X::store(acc, Pairs::multiply_add(X::load(acc), Pairs::load(a), Pairs::load(b)));
 }
 
-void round_weights_32(const float* exponents, uint16_t* weights) {
+void round_weights_32(const float* exponents, bool last_bits, uint16_t* weights) {
   using X = Vec<float>;
+  const float zero = BFloat16Weights::place(0) + (last_bits ? BFloat16Weights::in_last_bits : 0);
   const auto place = [&](Index i) {
-    return X::fma(X::load(exponents + i), X::set1(BFloat16Weights::units),
-                  X::set1(BFloat16Weights::place(0)));
+    return X::fma(X::load(exponents + i), X::set1(BFloat16Weights::units), X::set1(zero));
   };
-  Pairs::store(weights, BFloat16Weights{}.at<false>(place(0), place(16)));
+  const BFloat16Weights rounded;
+  Pairs::store(weights, last_bits ? rounded.at_last_bits(place(0), place(16))
+                                  : rounded.at<false>(place(0), place(16)));
 }
 
 template <class Micro>

@@ -47,7 +47,8 @@ struct PairKernels {
   bool float16;                            // has the kinds that need it
   void (*split)(const float*, uint16_t*);  // 32 numbers to 3 parts of 32
   void (*multiply_add)(const uint16_t* a, const uint16_t* b, float* acc);  // 16 pairs
-  void (*round_weights)(const float*, uint16_t*);  // 32 exponents to weights, in quads
+  // 32 exponents to weights, in pairs (i, i + 16); by way of the last bits: within reach, or -inf
+  void (*round_weights)(const float*, bool last_bits, uint16_t*);
   void (*run)(PairCase&);
 };
 

@@ -684,16 +684,15 @@ void test_range(const PairKernels& kernels) {
 
 // Weights that come as the bits of a bfloat16 at once: every place of the last octaves and those
 // between, against the bound in tests/bounds.py.
-void test_rounded_weights(const PairKernels& kernels) {
+void test_rounded_weights(const PairKernels& kernels, bool last_bits) {
   const auto weights_of = [&](const float (&x)[32], float (&weights)[32]) {
     uint16_t bits[32];
-    kernels.round_weights(x, bits);
-    for (int place = 0; place < 32; ++place) {
-      const int quad = place / 4;
-      weights[quad % 2 * 16 + quad / 2 * 4 + place % 4] = to_float(BFloat16{bits[place]});
-    }
+    kernels.round_weights(x, last_bits, bits);
+    for (int place = 0; place < 32; ++place)
+      weights[place % 2 * 16 + place / 2] = to_float(BFloat16{bits[place]});
   };
-  const std::string name = std::string(kernels.name) + ", weights at once: ";
+  const std::string name =
+      std::string(kernels.name) + ", weights at once" + (last_bits ? " in last bits: " : ": ");
   float x[32], weights[32], last = 0, worst = 0;
   bool exact = true, grows = true;
   constexpr int between = 4, octaves = 126;
@@ -717,6 +716,13 @@ void test_rounded_weights(const PairKernels& kernels) {
   check(grows, name + "in order");
 
   constexpr float inf = std::numeric_limits<float>::infinity();
+  if (last_bits) {
+    for (int i = 0; i < 32; ++i) x[i] = i % 2 == 0 ? -inf : 0;
+    weights_of(x, weights);
+    for (int i = 0; i < 32; ++i)
+      check(weights[i] == static_cast<float>(i % 2), name + std::to_string(x[i]));
+    return;
+  }
   const float ends[] = {-inf, -1e9f, -1000, -128, std::nanf(""), 0};
   for (int i = 0; i < 32; ++i) x[i] = ends[i % 6];
   weights_of(x, weights);
@@ -762,7 +768,7 @@ void test_pairs() {
     test_split(*kernels);
     test_range(*kernels);
     test_order(*kernels);
-    test_rounded_weights(*kernels);
+    for (const bool last_bits : {false, true}) test_rounded_weights(*kernels, last_bits);
   }
   test_products();
   for (const KindTraits& kind : kKinds) {

@@ -53,14 +53,22 @@ struct Pairs {
   CATTN_INLINE static W in_quads(W row) {
     return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), row);
   }
-  CATTN_INLINE static W whole_in_quads(V first, V second) {
-    return _mm512_packus_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
+  CATTN_INLINE static W whole_pairs(V first, V second) {
+    // The instruction puts four of the first and four of the second in turn.
+    const W order = _mm512_set4_epi32(0x0f0e0706, 0x0d0c0504, 0x0b0a0302, 0x09080100);
+    const W quads = _mm512_packus_epi32(_mm512_cvtps_epi32(first), _mm512_cvtps_epi32(second));
+    return _mm512_shuffle_epi8(quads, order);
   }
-  CATTN_INLINE static W nan_in_quads(V first, V second) {
-    const auto nan = [](V x) {
-      return _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), 0x7fc0);
+  CATTN_INLINE static W nan_pairs(V first, V second) {
+    const auto nan = [](V x, int bits) {
+      return _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits);
     };
-    return _mm512_packus_epi32(nan(first), nan(second));
+    return _mm512_or_si512(nan(first, 0x7fc0), nan(second, 0x7fc00000));
+  }
+  CATTN_INLINE static W last_bits(V first, V second) {
+    constexpr __mmask32 upper = 0xaaaaaaaa;
+    return _mm512_mask_blend_epi16(upper, _mm512_castps_si512(first),
+                                   _mm512_slli_epi32(_mm512_castps_si512(second), 16));
   }
   template <int kBits>
   CATTN_INLINE static W shift_halves_right(W a) {

@@ -115,28 +115,30 @@ struct PlainPairs {
     for (int i = 0; i < width; ++i) a[i] = row[i / 2 % 2 * 8 + i / 4 * 2 + i % 2];
     return a;
   }
-  // 32 numbers in a row as whole ones of 16 bits, rounded: of a negative one and of NaN 0, of one
+  // Pairs of two numbers as whole ones of 16 bits, rounded: of a negative one and of NaN 0, of one
   // that is too large the largest. They must be below 2^31.
-  [[gnu::noinline]] static W whole_in_quads(V first, V second) {
-    uint16_t halves[2 * width];
+  [[gnu::noinline]] static W whole_pairs(V first, V second) {
     const auto whole = [](float x) {
       const float most = x < 65535 ? x : 65535;
       return x > 0 ? static_cast<uint16_t>(__builtin_rintf(most)) : uint16_t{0};
     };
+    W a;
     for (int i = 0; i < width; ++i) {
-      halves[i] = whole(first[i]);
-      halves[width + i] = whole(second[i]);
+      a[i] = static_cast<int32_t>(whole(first[i]) | static_cast<uint32_t>(whole(second[i])) << 16);
     }
-    return in_quads(load(halves));
+    return a;
   }
-  // The bits of a bfloat16 that is NaN where the number is.
-  [[gnu::noinline]] static W nan_in_quads(V first, V second) {
-    uint16_t halves[2 * width];
+  // Pairs of the bits of a bfloat16 that is NaN where the number is.
+  [[gnu::noinline]] static W nan_pairs(V first, V second) {
+    W a;
     for (int i = 0; i < width; ++i) {
-      halves[i] = first[i] != first[i] ? 0x7fc0 : 0;
-      halves[width + i] = second[i] != second[i] ? 0x7fc0 : 0;
+      a[i] = (first[i] != first[i] ? 0x7fc0 : 0) | (second[i] != second[i] ? 0x7fc00000 : 0);
     }
-    return in_quads(load(halves));
+    return a;
+  }
+  // Pairs of the last 16 bits of two numbers.
+  CATTN_INLINE static W last_bits(V first, V second) {
+    return (reinterpret_cast<W>(first) & 0xffff) | reinterpret_cast<W>(second) << 16;
   }
   // Halves as whole numbers.
   template <int kBits>
