@@ -122,10 +122,13 @@ def test_the_backward_sees_the_scores_of_the_forward(precision):
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("precision", ["highest", *WORDS])
 @pytest.mark.parametrize("size", [100, 1000])
-def test_rows_of_weights_add_up_in_the_backward(precision, size):
+@pytest.mark.parametrize("tiny", [False, True])
+def test_rows_of_weights_add_up_in_the_backward(precision, size, tiny):
     """As above, row by row: dv of unit vectors dO are the weights themselves."""
     q, k, v = (normal(n, 64, seed=n) for n in (64, 300, 301))
     q, v = size * q, v[:300]
+    if tiny:
+        q[[20, 50], 30] = 1e-20  # multiplied another way, in blocks of 32 queries too
     options = {"precision": precision}
     out, lse, _ = cattn.attention(q, k, v, return_lse=True, **options)
     dout = np.eye(64, dtype=SINGLE)
@@ -188,6 +191,32 @@ def test_blocks_of_numbers_that_do_not_split(any_dtype, precision, size, head_di
     limits = bounds.attention_backward_bound(*given, **options)
     for one, other, limit in zip(gradients[:3], exact[:3], limits[:3], strict=True):
         assert bounds.worst(one, other, limit) <= 1
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("precision", ["highest", *WORDS])
+@pytest.mark.parametrize("options", [{}, {"causal": True}], ids=["mask", "causal"])
+def test_the_largest_float32_stays_hidden(precision, options):
+    """It rounds to an infinite bfloat16; what is not attended is as good as zeros."""
+    q, k, v, dout = (normal(2, n, 40, seed=n) for n in (140, 141, 142, 143))
+    q, v, dout = q[:, :70], v[:, :140], dout[:, :70]
+    k = k[:, :140]
+    options = {"causal_offset": 69, **options} if options else {"mask": np.arange(140) != 139}
+
+    def everything_of(hidden):
+        for x in (k, v):
+            x[:, 139] = hidden
+        given = q, k, v
+        out, lse, _ = cattn.attention(*given, return_lse=True, precision=precision, **options)
+        given = (dout, *given, out, lse)
+        gradients = cattn.attention_backward(*given, precision=precision, **options)
+        return (out, lse, *gradients[:3])
+
+    zeros, largest = everything_of(0), everything_of(np.finfo(SINGLE).max)
+    for one, other in zip(largest, zeros, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=0.1)
+    assert not largest[3][:, 139].any()
+    assert not largest[4][:, 139].any()
 
 
 @pytest.mark.usefixtures("isa")

@@ -360,10 +360,17 @@ class Backward {
     std::memset(sums, 0, static_cast<size_t>((end - first) * sums_bytes_));
     const auto dk = [&](Index b) { return sums + (b - first) * sums_bytes_; };
     const auto dv = [&](Index b) { return dk(b) + ceil_div(dk_bytes_, kAlignment) * kAlignment; };
+    Range queries{e.query_blocks, 0};  // query blocks that attend some of it
+    for (Index b = first; b < end; ++b) {
+      const BlockRange attending = query_blocks_of(e, b);
+      if (attending.count == 0) continue;
+      queries.begin = std::min(queries.begin, attending.first);
+      queries.end = std::max(queries.end, attending.first + attending.count);
+    }
     for (Index g = 0; g < p_.group; ++g) {
       const Index head = h * p_.group + g;
       const ScoreTerms terms = p_.terms(e.batch, head), unmasked = without_mask(terms);
-      for (Index qb = 0; qb < e.query_blocks; ++qb) {
+      for (Index qb = queries.begin; qb < queries.end; ++qb) {
         const Index block = g * e.query_blocks + qb;
         const BlockRange attended = key_blocks_of(e, block);
         const Index last = std::min(end, attended.first + attended.count);

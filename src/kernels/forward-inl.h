@@ -158,7 +158,8 @@ CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weig
   }
 }
 
-// What is known of scores that become rounded weights. bounded: within reach, or -inf.
+// What is known of scores that become rounded weights. finite: or -inf; bounded: within reach, or
+// -inf.
 enum class Scores { any, finite, bounded };
 
 // The weights of rows' scores, rounded as they are kept: 2^(factor s - reference), 1 at most.

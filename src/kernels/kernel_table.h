@@ -95,7 +95,8 @@ struct PackTask {
 // What a bool mask leaves of a block of scores.
 enum class MaskKind : uint8_t { empty, partial, full };
 
-// Flags of a packed block: no NaN, no inf; numbers of moderate size only; packed in bfloat16 parts.
+// Flags of a packed block: no NaN, no inf; numbers of moderate size only; products of pairs can
+// take them.
 enum : uint8_t { kBlockFinite = 1, kBlockModerate = 2, kBlockSplits = 4 };
 
 // One query block of one head against all the keys that it attends.

@@ -1,7 +1,7 @@
 // Matrices multiplied on pairs of bfloat16 or float16 (pairs-inl.h), what fma_matrices-inl.h does
 // by multiply-adds. A block in which some number does not split into parts is kept in panels of
-// float32 instead, without kBlockSplits (of one part, rounded to it); its products are those of
-// FmaMatrices, for which its partners are put together again.
+// float32 instead, without kBlockSplits; its products are those of FmaMatrices, for which its
+// partners are put together again. Of one part all are kept as pairs and put together.
 
 // The exponential of weights in so many parts.
 template <int kParts>
@@ -392,12 +392,10 @@ struct PairMatrices {
       if constexpr (rounds_weights && !scales_queries) {  // no factor: from memory to pairs at once
         const S* const q = static_cast<const S*>(t.q.data);
         const auto range = pack_left<Format, parts>(q, t.q.row_stride, t.rows, t.head_dim, left);
-        const bool splits = (range.flags & kBlockSplits) != 0;
-        if (!splits) pack_scaled_queries<PairMatrices, S>(t.q, t, query);
         const bool bounds = bounds_serve((t.band.key_count + key_block - 1) / key_block);
         const float norm = bounds ? largest_norm_of_rows(q, t.q.row_stride, t.rows, t.head_dim)
                                   : norm_bound(range.largest, t.head_dim);
-        return {norm, splits, !splits};
+        return {norm, (range.flags & kBlockSplits) != 0, false};
       }
       const auto factor = static_cast<float>(query_factor<PairMatrices>(*t.terms));
       const auto range = pack_left_scaled<Format, parts>(

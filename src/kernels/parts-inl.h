@@ -72,7 +72,11 @@ CATTN_INLINE float float_power_of_2(int n) {
 // From 2^-40 to 2^20, which squared is kModerate: where the block splits, products with weights of
 // scores within reach are normal numbers.
 constexpr uint32_t kLeastModerateBits = (127u - 40u) << 23, kModerateBits = (127u + 20u) << 23;
-constexpr uint32_t kInfinityBits = 0x7f800000u;
+// From here on a number is infinite or NaN, or rounds to that in one part of the format.
+template <class F>
+constexpr uint32_t kInfiniteBits = 0x7f7f8000u;
+template <>
+constexpr uint32_t kInfiniteBits<Float16Pairs> = 0x7f800000u;
 
 // What is known of a packed block: its flags, and a bound of its largest element.
 struct PackedRange {
@@ -83,7 +87,7 @@ struct PackedRange {
 // From the extremes of the bits of |x| and of those less one.
 template <class F>
 CATTN_INLINE PackedRange packed_range(uint32_t high, uint32_t low) {
-  const bool finite = high < kInfinityBits;
+  const bool finite = high < kInfiniteBits<F>;
   const bool moderate = high < kModerateBits && low >= kLeastModerateBits - 1u;
   const bool splits = high <= kLargestSplitBits<F> && low >= kSmallestSplitBits<F> - 1u;
   return {static_cast<uint8_t>((finite ? kBlockFinite : 0) | (moderate ? kBlockModerate : 0) |

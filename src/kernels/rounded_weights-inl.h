@@ -10,8 +10,7 @@
 // x = 0 gives 1 exactly, and what is below 2^-127, -inf too, gives 0.
 
 // Of x: what is to be subtracted, in quarters of the last digit, cut off: by half a quarter on
-// average, which place() adds less. Part i of an octave is around i / 128, since a place has what
-// rounds to the next digit added.
+// average, which place() adds less.
 struct WeightCorrections {
   alignas(64) uint8_t quarters[128] = {};
 

@@ -654,7 +654,9 @@ void test_range(const PairKernels& kernels) {
                         {0.0f, all},
                         {-0.0f, all},
                         {0x1p-149f, kBlockFinite},
-                        {std::numeric_limits<float>::max(), kBlockFinite},
+                        {0x1.fefffep127f, kBlockFinite},  // the last that rounds to a finite one
+                        {0x1.ffp127f, 0},
+                        {std::numeric_limits<float>::max(), 0},
                         {infinity, 0},
                         {std::nanf(""), 0}};
   const Index rows = 5, depth = 37, cols = 18;
