@@ -221,18 +221,23 @@ def test_scores_of_any_size(half, scale):
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 3e3])
 def test_output_without_lse(half, size):
     """Its weights may come another way: as accurate, and 1 for the only key of a row."""
-    errors = np.zeros(2)
+    kinds = [{}, {"causal": True}, {"window": (30, 9)}, {"kv_lengths": [1, 129, 290]}]
+    errors = np.zeros((4, 2))
     for turn in range(4):
         q, k, v = (normal(3, 1, n, 64, seed=1000 * turn + n) for n in (40, 290, 291))
         q, k, v = (x.astype(half) for x in (size * q, k, v[:, :, :290]))
-        for options in ({}, {"causal": True}, {"window": (30, 9)}, {"kv_lengths": [1, 129, 290]}):
+        for kind, options in enumerate(kinds):
             out = cattn.attention(q, k, v, **options)
             exact = reference.attention(q, k, v, **options)
             limit = bounds.attention_bound(q, k, v, **options).out
             assert bounds.worst(out, exact, limit) <= 1
             with_lse = cattn.attention(q, k, v, **options, return_lse=True).out
-            errors += [np.square(x.astype(np.float64) - exact).mean() for x in (out, with_lse)]
-    assert errors[0] <= 1.06 * errors[1]  # a table is 1.04 times as far off as a rounding
+            errors[kind] += [
+                np.square(x.astype(np.float64) - exact).mean() for x in (out, with_lse)
+            ]
+    # A table is 1.04 times as far off as a rounding.
+    assert (errors[:, 0] <= 1.08 * errors[:, 1]).all()
+    assert errors[:, 0].sum() <= 1.06 * errors[:, 1].sum()
     one_key = k[:, :, :1], v[:, :, :1]
     assert_same(cattn.attention(q, *one_key), np.broadcast_to(one_key[1], q.shape))
 

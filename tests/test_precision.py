@@ -213,8 +213,9 @@ def test_the_largest_float32_stays_hidden(precision, options):
         return (out, lse, *gradients[:3])
 
     zeros, largest = everything_of(0), everything_of(np.finfo(SINGLE).max)
+    near = {"highest": 1e-4, "high": 1e-3, "medium": 0.1}[precision]
     for one, other in zip(largest, zeros, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=0.1)
+        np.testing.assert_allclose(one, other, rtol=0, atol=near)
     assert not largest[3][:, 139].any()
     assert not largest[4][:, 139].any()
 

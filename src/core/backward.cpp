@@ -99,7 +99,7 @@ class Backward {
     } else {
       parallel_parts(
           pairs_, threads_, p_.executor,
-          [&](Index pair) { return ceil_div(entry(pair).key_blocks, run_); },
+          [&](Index pair) { return ceil_div(entry(pair).key_blocks, run_length_); },
           [&](Index pair, int32_t thread) {
             const Entry& e = entry(pair);
             const Index h = pair % p_.heads_kv;
@@ -110,7 +110,7 @@ class Backward {
           [&](Index pair, Index run, int32_t owner, int32_t thread) {
             const Entry& e = entry(pair);
             const Index h = pair % p_.heads_kv;
-            key_blocks_at(e, h, run * run_, packed_pair(e, h, owner), thread);
+            key_blocks_at(e, h, run * run_length_, packed_pair(e, h, owner), thread);
           });
     }
     if (p_.dsinks_array.data) add_up_sinks();
@@ -145,14 +145,14 @@ class Backward {
     });
     // As many pairs at a time as threads, so that they rarely wait for one another; run by run,
     // since the first keys are seen by the most queries: the light ones fill the gaps.
-    const Index at_once = threads_, runs = ceil_div(most_.keys, run_);
+    const Index at_once = threads_, runs = ceil_div(most_.keys, run_length_);
     const Index items = checked_multiply(pairs_, runs);
     parallel_items(
         items, threads_, p_.executor,
         [&](Index item, int32_t thread) {
           const Index first = item / (at_once * runs) * at_once;
           const Index pairs = std::min(at_once, pairs_ - first);
-          const Index rest = item - first * runs, block = rest / pairs * run_;
+          const Index rest = item - first * runs, block = rest / pairs * run_length_;
           const Index pair = first + rest % pairs, h = pair % p_.heads_kv;
           const Entry& e = entry(pair);
           if (block < e.key_blocks) key_blocks_at(e, h, block, packed_pair(e, h, thread), thread);
@@ -173,7 +173,7 @@ class Backward {
     dk_bytes_ = k_.accumulator_bytes(tiling_.key_block, p_.head_dim);
     dv_bytes_ = k_.accumulator_bytes(tiling_.key_block, p_.value_dim);
     tile_bytes_ = tiling_.query_block * tiling_.key_block * k_.arithmetic_size;
-    choose_run();
+    run_length_ = run_length();
 
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
@@ -194,19 +194,19 @@ class Backward {
     const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
     scratch_bytes_ = aligned(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim));
     sums_bytes_ = aligned(dk_bytes_) + aligned(dv_bytes_);
-    thread_bytes_ = scratch_bytes_ + run_ * sums_bytes_ + (p_.dbias ? 2 * tile_bytes_ : 0);
+    thread_bytes_ = scratch_bytes_ + run_length_ * sums_bytes_ + (p_.dbias ? 2 * tile_bytes_ : 0);
     threads_at_ = part(threads_, thread_bytes_);
   }
 
   // Key blocks of a run: what three eighths of the L2 cache hold, but enough runs to share out.
   // Neither tells in the results.
-  void choose_run() {
+  Index run_length() const {
     constexpr Index runs_per_thread = 8;
     const Index block = key_bytes_ + value_bytes_ + key_rows_bytes_ + dk_bytes_ + dv_bytes_;
     const Index blocks = checked_multiply(pairs_, most_.keys);
-    run_ = std::max<Index>(std::min<Index>({l2_cache_bytes() / 8 * 3 / block,
-                                            blocks / (runs_per_thread * threads_), most_.keys}),
-                           1);
+    const Index in_cache = l2_cache_bytes() / 8 * 3 / block;
+    const Index fair = blocks / (runs_per_thread * threads_);
+    return std::max<Index>(std::min({in_cache, fair, most_.keys}), 1);
   }
 
   // Where a pair is packed: in its own place, or in its thread's.
@@ -341,11 +341,11 @@ class Backward {
     return key_blocks(e.band, first_query(e, group_block), query_rows(e, group_block),
                       tiling_.key_block);
   }
-  BlockRange query_blocks_of(const Entry& e, Index key_block) const {
-    const Index rows = key_rows(e, key_block);
-    if (rows == 0) return {};
+  BlockRange query_blocks_of(const Entry& e, Index key_block, Index count = 1) const {
     const Index first_key = key_block * tiling_.key_block;
-    const Range queries = queries_of(e.band, first_key, first_key + rows, e.sequence.queries);
+    const Index end_key = std::min(first_key + count * tiling_.key_block, e.sequence.keys);
+    if (first_key >= end_key) return {};
+    const Range queries = queries_of(e.band, first_key, end_key, e.sequence.queries);
     if (queries.begin >= queries.end) return {};
     const Index first = queries.begin / tiling_.query_block;
     return {first, ceil_div(queries.end, tiling_.query_block) - first};
@@ -356,21 +356,15 @@ class Backward {
                      int32_t thread) const {
     char* const own = scratch(thread);
     char* const sums = own + scratch_bytes_;
-    const Index end = std::min(first + run_, e.key_blocks);
+    const Index end = std::min(first + run_length_, e.key_blocks);
     std::memset(sums, 0, static_cast<size_t>((end - first) * sums_bytes_));
     const auto dk = [&](Index b) { return sums + (b - first) * sums_bytes_; };
     const auto dv = [&](Index b) { return dk(b) + ceil_div(dk_bytes_, kAlignment) * kAlignment; };
-    Range queries{e.query_blocks, 0};  // query blocks that attend some of it
-    for (Index b = first; b < end; ++b) {
-      const BlockRange attending = query_blocks_of(e, b);
-      if (attending.count == 0) continue;
-      queries.begin = std::min(queries.begin, attending.first);
-      queries.end = std::max(queries.end, attending.first + attending.count);
-    }
+    const BlockRange range = query_blocks_of(e, first, end - first);
     for (Index g = 0; g < p_.group; ++g) {
       const Index head = h * p_.group + g;
       const ScoreTerms terms = p_.terms(e.batch, head), unmasked = without_mask(terms);
-      for (Index qb = queries.begin; qb < queries.end; ++qb) {
+      for (Index qb = range.first; qb < range.first + range.count; ++qb) {
         const Index block = g * e.query_blocks + qb;
         const BlockRange attended = key_blocks_of(e, block);
         const Index last = std::min(end, attended.first + attended.count);
@@ -577,7 +571,7 @@ class Backward {
   std::vector<Entry> entries_;
   Sizes total_, most_;
   int32_t threads_ = 1;
-  Index run_ = 1;  // key blocks at a time
+  Index run_length_ = 1;  // key blocks at a time
   bool shared_ = false;
   Layout layout_;
   char* data_ = nullptr;
