@@ -670,7 +670,7 @@ struct PairMatrices {
           }
           CATTN_UNROLL
           for (int part = 0; part < gradient_parts; ++part)
-            Pairs::store(to.p + in_columns_ + j * kPairDepth + part * to.part, all[part]);
+            Pairs::store(to.p + in_columns_ + j * kPairTile + part * to.part, all[part]);
         }
       }
       CATTN_INLINE void keep_rows(const Pairs::V (&x)[2][2]) const {

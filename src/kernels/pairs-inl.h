@@ -4,9 +4,10 @@
 // and add into float32. An operand is kept in one to three parts (parts-inl.h), each a matrix of
 // its own:
 //   left  (rows, depth):  (depth / 32, rows, 32), so a row of a panel is 64 bytes, 16 pairs;
-//   right (depth, cols):  (cols / 32, depth / 2, 32, 2), so a row of a panel is 128 bytes, two
-//                         vectors of 16 pairs.
-// A tile of 16 rows and 64 bytes is one tile register of either. Depth is padded with zeros to a
+//   right (depth, cols):  (cols / 32, depth / 32, 2, 16, 16, 2): of 32 columns and 32 of the depth
+//                         two tiles one after the other, whose rows are a vector of 16 pairs.
+// A tile of 16 rows and 64 bytes is one tile register of either; side by side two of them would
+// take 4 to 8 % longer to load. Depth is padded with zeros to a
 // multiple of 32, rows to a multiple of 16 and columns to a multiple of 32.
 //
 // Which two make a pair is the same in both operands (Pairing): neighbours along the depth, or of
@@ -18,6 +19,7 @@
 constexpr Index kPairDepth = 32;  // elements of a left panel, of depth
 constexpr Index kPairRows = 16;   // what rows are padded to
 constexpr Index kPairCols = 32;   // columns of a right panel
+constexpr Index kPairTile = 512;  // elements of a tile
 static_assert(kPanel<float> == kPairCols && Vec<float>::width == 16);
 
 // Elements of one part.
@@ -59,7 +61,9 @@ struct RightPairs {
   }
   // depth: even; col: a multiple of 16
   CATTN_INLINE RightPairs at(Index depth, Index col) const {
-    return {p + col / kPairCols * panel + depth * kPairCols + col % kPairCols * 2, panel, part};
+    const Index tile = depth / kPairDepth * 2 + col % kPairCols / Pairs::width;
+    const Index in_tile = depth % kPairDepth * Pairs::width;
+    return {p + col / kPairCols * panel + tile * kPairTile + in_tile, panel, part};
   }
 };
 
@@ -200,7 +204,7 @@ PackedRange pack_right(const S* source, Index stride, Index depth, Index cols, R
         Pairs::W pairs[2];
         Pairs::interleave(lower, upper, pairs);
         Pairs::store(to, pairs[0]);
-        Pairs::store(to + kPairDepth, pairs[1]);
+        Pairs::store(to + kPairTile, pairs[1]);
       }
     }
     for (; c < round_up(cols, kPairCols); c += Pairs::width) {
@@ -244,7 +248,7 @@ PackedRange pack_right_transposed(const S* source, Index stride, Index cols, Ind
         Pairs::transpose(parts[p]);
         CATTN_UNROLL
         for (int k = 0; k < 16; ++k) {
-          Pairs::store(to + p * right.part + k * 2 * kPairCols, parts[p][k]);
+          Pairs::store(to + p * right.part + k * kPairDepth, parts[p][k]);
         }
       }
     }
@@ -258,9 +262,9 @@ template <class F, int kParts, Pairing kPairing = Pairing::neighbours>
 void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Index panel) {
   using X = Vec<float>;
   for (Index c = 0; c < cols; c += Pairs::width) {
-    const uint16_t* from = right.at(0, c).p;
     float* const to = panels + c / kPairCols * panel + c % kPairCols;
-    for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i, from += 2 * kPairCols) {
+    for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i) {
+      const uint16_t* const from = right.at(2 * i, c).p;
       const Index first = first_of_pair<kPairing>(i), second = first + kPairDistance<kPairing>;
       if (first >= depth) continue;
       auto lower = X::zero(), upper = X::zero();
@@ -450,11 +454,11 @@ struct RegisterProducts {
     clear<float>(acc);
     for (int product = 0; product < P::list.count; ++product) {
       const uint16_t* const a = left.p + left.offset(P::list.of[product].left);
-      const uint16_t* const b = right.p + P::list.of[product].right * right.part;
+      const Index part = P::list.of[product].right * right.part;
       for (Index d = begin; d < end;) {
         const Index stop = smaller(end, (d / kPairDepth + 1) * kPairDepth);
-        multiply_add(acc, a + d / kPairDepth * left.panel + d % kPairDepth, b + d * kPairCols,
-                     (stop - d) / 2);
+        multiply_add(acc, a + d / kPairDepth * left.panel + d % kPairDepth,
+                     right.at(d, 0).p + part, (stop - d) / 2);
         d = stop;
       }
     }
@@ -466,10 +470,10 @@ struct RegisterProducts {
   CATTN_INLINE static void multiply_add(Pairs::V (&acc)[kRows][kVectors], const uint16_t* a,
                                         const uint16_t* b, Index pairs) {
 #pragma GCC unroll 2
-    for (Index k = 0; k < pairs; ++k, a += 2, b += 2 * kPairCols) {
+    for (Index k = 0; k < pairs; ++k, a += 2, b += kPairDepth) {
       Pairs::W right[kVectors];
       CATTN_UNROLL
-      for (int j = 0; j < kVectors; ++j) right[j] = Pairs::load(b + j * 2 * Pairs::width);
+      for (int j = 0; j < kVectors; ++j) right[j] = Pairs::load(b + j * kPairTile);
       CATTN_UNROLL
       for (int i = 0; i < kRows; ++i) {
         const auto left = Pairs::broadcast(a + i * kPairDepth);

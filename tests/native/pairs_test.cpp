@@ -431,7 +431,7 @@ bool padding_is_zero(const KindTraits& kind, const ProductCase& c, const Memory&
       if (j < c.cols && k < c.depth) continue;
       for (Index p = 0; p < kind.right_parts; ++p) {
         zero = zero && right[p * depth * cols + j / 32 * depth * 32 + k / 32 * 1024 +
-                             place / 2 * 64 + j % 32 * 2 + place % 2] == 0;
+                             j % 32 / 16 * 512 + place / 2 * 32 + j % 16 * 2 + place % 2] == 0;
       }
     }
   }

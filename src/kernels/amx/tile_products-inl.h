@@ -34,7 +34,7 @@ class TileProducts {
   CATTN_INLINE void product(LeftPairs left, RightPairs right, Range depth, Index vectors,
                             PairOutput to) {
     left.p += depth.begin / kPairDepth * left.panel;
-    right.p += depth.begin * kPairCols;
+    right.p += depth.begin / kPairDepth * 2 * kPairTile;
     const Index steps = (depth.end - depth.begin) / kPairDepth;
     if constexpr (kRows == 2 * kTileRows && P::list.count == 1) {
       if (steps == 1) return short_products<P, 1>(left, right, vectors, to);
@@ -141,14 +141,14 @@ class TileProducts {
       load_left.template operator()<7>(kTileRows, 1);
     }
     for (Index v = 0; v < vectors; ++v) {
-      const uint16_t* const b = right.p + v / 2 * right.panel + v % 2 * kPairDepth;
+      const uint16_t* const b = right.p + v / 2 * right.panel + v % 2 * kPairTile;
       float* const c = to.c + v / 2 * to.panel + v % 2 * Pairs::width;
       const PairOutput sums{c, to.row, to.panel, to.add};
-      tiles_.template load_streamed<2>(b, 2 * kTileBytes);
+      tiles_.template load_streamed<2>(b, kTileBytes);
       begin_sum<0>(sums, 0, 0);
       multiply_add<P, 0, 4, 2>();
       if constexpr (kSteps == 2) {
-        tiles_.template load_streamed<3>(b + kPairDepth * kPairCols, 2 * kTileBytes);
+        tiles_.template load_streamed<3>(b + 2 * kPairTile, kTileBytes);
         multiply_add<P, 0, 6, 3>();
       }
       begin_sum<1>(sums, kTileRows, 0);
@@ -185,7 +185,7 @@ class TileProducts {
   CATTN_INLINE void products(LeftPairs left, RightPairs right, Index steps, const PairOutput& to) {
     const auto next = [](LeftPairs& l, RightPairs& r) {
       l.p += l.panel;
-      r.p += kPairDepth * kPairCols;
+      r.p += 2 * kPairTile;
     };
     constexpr bool begins = kFrom == 0;
     if constexpr (begins) {
@@ -208,11 +208,11 @@ class TileProducts {
     const uint16_t* const a = left.p + left.offset(parts.left);
     const uint16_t* const b = right.p + parts.right * right.part;
     if constexpr (load_a) tiles_.template load<4>(a, row_bytes);
-    if constexpr (load_b) tiles_.template load_streamed<6>(b, 2 * kTileBytes);
+    if constexpr (load_b) tiles_.template load_streamed<6>(b, kTileBytes);
     if constexpr (kBegins) begin_sum<0>(to, 0, 0);
     multiply_add<P, 0, 4, 6>();
     if constexpr (two_cols) {
-      if constexpr (load_b) tiles_.template load_streamed<7>(b + kPairDepth, 2 * kTileBytes);
+      if constexpr (load_b) tiles_.template load_streamed<7>(b + kPairTile, kTileBytes);
       if constexpr (kBegins) begin_sum<1>(to, 0, 1);
       multiply_add<P, 1, 4, 7>();
     }
