@@ -39,7 +39,7 @@ struct FmaMatrices {
   static constexpr bool rounds_weights = false;  // for the product with v
   static constexpr int weight_exponent = 0;      // of what rounded weights are multiplied by
   // See PairMatrices.
-  static constexpr bool rounds_at_once = false, sums_afresh = false;
+  static constexpr bool rounds_at_once = false, sums_afresh = false, pipelines = false;
   static constexpr Index row_padding = Tile::rows / 3;  // row tiles may reach up to a multiple
   // Rows that are taken from scores to outputs at a time, and whether probabilities are computed
   // while the scores are in registers.

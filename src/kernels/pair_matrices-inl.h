@@ -223,6 +223,7 @@ struct PairMatrices {
   static constexpr Index row_group =
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
+  static constexpr bool pipelines = Micro::stores_sums && rounds_at_once;
   // One part holds what it rounds to of any number. Those that products of pairs cannot take are
   // put together when they are wanted: room for panels would leave every other line of the caches
   // that packed blocks fall into empty.
@@ -377,8 +378,12 @@ struct PairMatrices {
     static constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
     static constexpr Tiling tiling{query_block, key_block};
     static constexpr bool in_place = Micro::stores_sums;
+    // A group of rows takes half of the L1 cache's sets in each panel: in turns the one and the
+    // other.
+    static constexpr Index kQueryPadding = in_place ? row_group : 0;
 
    public:
+    using Weights = LeftPairs;
     static Index scratch_bytes(Index head_dim, Index value_dim) {
       ForwardTask t{};
       t.head_dim = head_dim;
@@ -517,6 +522,34 @@ struct PairMatrices {
           });
     }
 
+    // The same of a group of rows, and beside.step() after each product of tiles.
+    template <class Beside>
+    CATTN_INLINE void scores_beside(Index row, const char* key, Index first, Index keys, float* s,
+                                    Beside& beside) {
+      const Packed packed{Operand::key, tiling, t_.head_dim, key};
+      micro_.template product<typename P::OperandProducts, row_group>(
+          memory_.query.at(row, 0), packed.right().at(0, first),
+          {0, round_up(t_.head_dim, kPairDepth)}, keys / Pairs::width,
+          PairOutput{s, keys, kPairCols, false}, beside);
+    }
+    // out += weights * value, over `keys` keys from `first` on and some columns of values.
+    template <class Beside>
+    CATTN_INLINE void values_beside(const LeftPairs& weights, Index keys, const char* value,
+                                    Index first, Range columns, float* out, bool add,
+                                    Beside& beside) {
+      const Packed packed{Operand::value, tiling, t_.value_dim, value};
+      const PairOutput to{out, kPanel<float>, query_block * kPanel<float>, add};
+      const Index cols = smaller(columns.end, t_.value_dim) - columns.begin;
+      micro_.template product<typename P::WeightProducts, row_group>(
+          weights, packed.right().at(first, columns.begin), {0, keys},
+          round_up(cols, Pairs::width) / Pairs::width, to.from(0, columns.begin), beside);
+    }
+    template <class Beside>
+    CATTN_INLINE void sums_beside(const LeftPairs& weights, Index keys, float* sums,
+                                  Beside& beside) {
+      micro_.template add_row_sums<Format, row_group>(weights, {0, keys}, sums, beside);
+    }
+
    private:
     struct Memory {
       LeftPairs query, weights;
@@ -526,7 +559,7 @@ struct PairMatrices {
 
       CATTN_INLINE Memory(const ForwardTask& t, void* scratch) {
         Pieces pieces(scratch);
-        query = pieces.left(query_block, t.head_dim, parts);
+        query = pieces.left(query_block + kQueryPadding, t.head_dim, parts);
         weights = pieces.left(in_place ? 0 : row_group, key_block, weight_parts);
         third_part = pieces.left(in_place && weight_parts == 3 ? 2 * row_group : 0, key_block, 1).p;
         panels = pieces.panels(Operand::key, tiling,

@@ -457,8 +457,8 @@ struct RegisterProducts {
       const Index part = P::list.of[product].right * right.part;
       for (Index d = begin; d < end;) {
         const Index stop = smaller(end, (d / kPairDepth + 1) * kPairDepth);
-        multiply_add(acc, a + d / kPairDepth * left.panel + d % kPairDepth,
-                     right.at(d, 0).p + part, (stop - d) / 2);
+        multiply_add(acc, a + d / kPairDepth * left.panel + d % kPairDepth, right.at(d, 0).p + part,
+                     (stop - d) / 2);
         d = stop;
       }
     }

@@ -10,6 +10,9 @@
 //
 // kApart: the loop over the depth of a tile is a function of its own. The forward is 3 % faster
 // without that, the backward, in which much else is inlined, 5 % with it.
+struct NothingBeside {
+  CATTN_INLINE void step() const {}
+};
 template <class T, bool kApart = false>
 class TileProducts {
  public:
@@ -29,23 +32,24 @@ class TileProducts {
   }
 
   // c += left right (or = without `add`) for kRows rows, over a depth in whole panels: `vectors`
-  // vectors of 16 columns from to.c on.
-  template <class P, int kRows>
+  // vectors of 16 columns from to.c on. beside.step() is called after each product of tiles: a
+  // product takes 16 cycles, in which the rest of the core has nothing to do.
+  template <class P, int kRows, class Beside = const NothingBeside>
   CATTN_INLINE void product(LeftPairs left, RightPairs right, Range depth, Index vectors,
-                            PairOutput to) {
+                            PairOutput to, Beside& beside = kNothing) {
     left.p += depth.begin / kPairDepth * left.panel;
     right.p += depth.begin / kPairDepth * 2 * kPairTile;
     const Index steps = (depth.end - depth.begin) / kPairDepth;
     if constexpr (kRows == 2 * kTileRows && P::list.count == 1) {
-      if (steps == 1) return short_products<P, 1>(left, right, vectors, to);
-      if (steps == 2) return short_products<P, 2>(left, right, vectors, to);
+      if (steps == 1) return short_products<P, 1>(left, right, vectors, to, beside);
+      if (steps == 2) return short_products<P, 2>(left, right, vectors, to, beside);
     }
     for (; vectors > 1; vectors -= 2) {
-      tile<P, kRows, 2>(left, right, steps, to);
+      tile<P, kRows, 2>(left, right, steps, to, beside);
       right.p += right.panel;
       to.c += to.panel;
     }
-    if (vectors > 0) tile<P, kRows, 1>(left, right, steps, to);
+    if (vectors > 0) tile<P, kRows, 1>(left, right, steps, to, beside);
   }
 
   // The same to put(rows, r, col), some rows at a time in vector registers.
@@ -78,8 +82,9 @@ class TileProducts {
   }
 
   // Adds the sums of the rows of a left operand of one part to lane 0 of `sums` (kRows, 16).
-  template <class F, int kRows>
-  CATTN_INLINE void add_row_sums(LeftPairs left, Range depth, float* sums) {
+  template <class F, int kRows, class Beside = const NothingBeside>
+  CATTN_INLINE void add_row_sums(LeftPairs left, Range depth, float* sums,
+                                 Beside& beside = kNothing) {
     using P = Products<1, 1, 1, F>;
     constexpr bool two_rows = kRows == 2 * kTileRows;
     alignas(64) static constexpr OnesInFirstColumn<F> ones;
@@ -91,9 +96,11 @@ class TileProducts {
     for (Index d = depth.begin; d < depth.end; d += kPairDepth, a += left.panel) {
       tiles_.template load<4>(a, row_bytes);
       multiply_add<P, 0, 4, 6>();
+      beside.step();
       if constexpr (two_rows) {
         tiles_.template load<5>(a + kTileRows * left.row, row_bytes);
         multiply_add<P, 2, 5, 6>();
+        beside.step();
       }
     }
   }
@@ -109,6 +116,7 @@ class TileProducts {
   CATTN_INLINE static void stay_awake() { T::stay_awake(); }
 
  private:
+  static constexpr NothingBeside kNothing{};
   static constexpr Index kHalf = sizeof(uint16_t);
   template <class F>
   struct OnesInFirstColumn {
@@ -125,9 +133,9 @@ class TileProducts {
   // Over a depth of one or two steps, whose left operand stays in registers 4 to 7: the sums, in
   // registers 0 and 1, are taken one after the other. (Who goes on with them flushes first: other
   // products have them in other registers.)
-  template <class P, int kSteps>
+  template <class P, int kSteps, class Beside>
   CATTN_INLINE void short_products(const LeftPairs& left, const RightPairs& right, Index vectors,
-                                   const PairOutput& to) {
+                                   const PairOutput& to, Beside& beside) {
     store_pending<2>();
     store_pending<3>();
     const Index row_bytes = left.row * kHalf;
@@ -147,59 +155,68 @@ class TileProducts {
       tiles_.template load_streamed<2>(b, kTileBytes);
       begin_sum<0>(sums, 0, 0);
       multiply_add<P, 0, 4, 2>();
+      beside.step();
       if constexpr (kSteps == 2) {
         tiles_.template load_streamed<3>(b + 2 * kPairTile, kTileBytes);
         multiply_add<P, 0, 6, 3>();
+        beside.step();
       }
       begin_sum<1>(sums, kTileRows, 0);
       multiply_add<P, 1, 5, 2>();
-      if constexpr (kSteps == 2) multiply_add<P, 1, 7, 3>();
+      beside.step();
+      if constexpr (kSteps == 2) {
+        multiply_add<P, 1, 7, 3>();
+        beside.step();
+      }
     }
   }
 
   // One tile: all sums at once in registers 0 to 3, so that what is loaded for a step serves up to
   // four products.
-  template <class P, int kRows, int kVectors>
+  template <class P, int kRows, int kVectors, class Beside>
   CATTN_INLINE void tile(const LeftPairs& left, const RightPairs& right, Index steps,
-                         const PairOutput& to) {
+                         const PairOutput& to, Beside& beside) {
     if constexpr (kApart) {
-      tile_apart<P, kRows, kVectors>(left, right, steps, to);
+      tile_apart<P, kRows, kVectors>(left, right, steps, to, beside);
     } else {
-      tile_here<P, kRows, kVectors>(left, right, steps, to);
+      tile_here<P, kRows, kVectors>(left, right, steps, to, beside);
     }
   }
-  template <class P, int kRows, int kVectors>
+  template <class P, int kRows, int kVectors, class Beside>
   [[gnu::noinline]] void tile_apart(const LeftPairs& left, const RightPairs& right, Index steps,
-                                    const PairOutput& to) {
-    tile_here<P, kRows, kVectors>(left, right, steps, to);
+                                    const PairOutput& to, Beside& beside) {
+    tile_here<P, kRows, kVectors>(left, right, steps, to, beside);
   }
-  template <class P, int kRows, int kVectors>
+  template <class P, int kRows, int kVectors, class Beside>
   CATTN_INLINE void tile_here(const LeftPairs& left, const RightPairs& right, Index steps,
-                              const PairOutput& to) {
+                              const PairOutput& to, Beside& beside) {
     constexpr int small = P::list.small;
-    if constexpr (small > 0) products<P, kRows, kVectors, 0, small>(left, right, steps, to);
-    products<P, kRows, kVectors, small, P::list.count>(left, right, steps, to);
+    if constexpr (small > 0) products<P, kRows, kVectors, 0, small>(left, right, steps, to, beside);
+    products<P, kRows, kVectors, small, P::list.count>(left, right, steps, to, beside);
   }
   // Its products of parts [kFrom, kTo), step by step of the depth.
-  template <class P, int kRows, int kVectors, int kFrom, int kTo>
-  CATTN_INLINE void products(LeftPairs left, RightPairs right, Index steps, const PairOutput& to) {
+  template <class P, int kRows, int kVectors, int kFrom, int kTo, class Beside>
+  CATTN_INLINE void products(LeftPairs left, RightPairs right, Index steps, const PairOutput& to,
+                             Beside& beside) {
     const auto next = [](LeftPairs& l, RightPairs& r) {
       l.p += l.panel;
       r.p += 2 * kPairTile;
     };
     constexpr bool begins = kFrom == 0;
     if constexpr (begins) {
-      step<P, kRows, kVectors, 0, kTo, false, true>(left, right, to);
+      step<P, kRows, kVectors, 0, kTo, false, true>(left, right, to, beside);
       next(left, right);
     }
     for (Index i = begins; i < steps; ++i) {
-      step<P, kRows, kVectors, kFrom, kTo, false, false>(left, right, to);
+      step<P, kRows, kVectors, kFrom, kTo, false, false>(left, right, to, beside);
       next(left, right);
     }
   }
   // A step of theirs. kShares: what kProduct has in common with the product before is loaded.
-  template <class P, int kRows, int kVectors, int kProduct, int kTo, bool kShares, bool kBegins>
-  CATTN_INLINE void step(const LeftPairs& left, const RightPairs& right, const PairOutput& to) {
+  template <class P, int kRows, int kVectors, int kProduct, int kTo, bool kShares, bool kBegins,
+            class Beside>
+  CATTN_INLINE void step(const LeftPairs& left, const RightPairs& right, const PairOutput& to,
+                         Beside& beside) {
     constexpr bool two_rows = kRows == 2 * kTileRows, two_cols = kVectors == 2;
     constexpr auto parts = P::list.of[kProduct], before = P::list.of[kProduct - kShares];
     constexpr bool load_a = !kShares || parts.left != before.left;
@@ -211,22 +228,26 @@ class TileProducts {
     if constexpr (load_b) tiles_.template load_streamed<6>(b, kTileBytes);
     if constexpr (kBegins) begin_sum<0>(to, 0, 0);
     multiply_add<P, 0, 4, 6>();
+    beside.step();
     if constexpr (two_cols) {
       if constexpr (load_b) tiles_.template load_streamed<7>(b + kPairTile, kTileBytes);
       if constexpr (kBegins) begin_sum<1>(to, 0, 1);
       multiply_add<P, 1, 4, 7>();
+      beside.step();
     }
     if constexpr (two_rows) {
       if constexpr (load_a) tiles_.template load<5>(a + kTileRows * left.row, row_bytes);
       if constexpr (kBegins) begin_sum<2>(to, kTileRows, 0);
       multiply_add<P, 2, 5, 6>();
+      beside.step();
     }
     if constexpr (two_rows && two_cols) {
       if constexpr (kBegins) begin_sum<3>(to, kTileRows, 1);
       multiply_add<P, 3, 5, 7>();
+      beside.step();
     }
     if constexpr (kProduct + 1 < kTo)
-      step<P, kRows, kVectors, kProduct + 1, kTo, true, false>(left, right, to);
+      step<P, kRows, kVectors, kProduct + 1, kTo, true, false>(left, right, to, beside);
   }
 
   template <int kTile>
