@@ -216,6 +216,18 @@ CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
   for_key_blocks<T>(t, attended_blocks<T>(t), f);
 }
 
+// Whether all keys and values that a task attends are in parts.
+template <class Matrices>
+CATTN_INLINE bool all_split(const Matrices& matrices, const ForwardTask& t, Index key_bytes) {
+  const Range blocks = attended_blocks<float>(t);
+  for (Index b = blocks.begin; b < blocks.end; ++b) {
+    const Index index = b - t.first_block;
+    if (!(t.value_flags[index] & kBlockSplits) || !matrices.splits(t.keys + index * key_bytes))
+      return false;
+  }
+  return true;
+}
+
 constexpr Index kBytesInL2 = 1 << 19;  // of keys and values
 constexpr Index kBlocksPerSum = 4;     // longer ones grow less accurate
 
@@ -257,8 +269,7 @@ struct StoreBoundedProbabilities {
   typename M::Forward& matrices;
 
   CATTN_INLINE typename X::V probability(typename X::V score) const {
-    const auto x = M::scales_queries ? score : X::mul(score, X::set1(factor));
-    return M::Exponential::template of<kReach>(x);
+    return weight_within_reach<M>(score, X::set1(factor));
   }
 
   // Of scores that are in memory.
@@ -320,22 +331,6 @@ struct StoreBoundedProbabilities {
   }
 };
 
-// Adds `out_more` to the outputs of some rows, if there are some; else it becomes them.
-template <class T>
-CATTN_INLINE void add_more_to_out(const ForwardScratch<T>& scratch, Index rows, Index value_dim,
-                                  bool has_outputs) {
-  using X = Vec<T>;
-  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
-  for (Index col = 0; col < value_dim; col += kPanel<T>) {
-    T* const out = scratch.out + col * query_block;
-    const T* const more = scratch.out_more + col * query_block;
-    for (Index i = 0; i < rows * kPanel<T>; i += X::width) {
-      const auto sum = X::load(more + i);
-      X::store(out + i, has_outputs ? X::add(X::load(out + i), sum) : sum);
-    }
-  }
-}
-
 // The loop over key blocks, shared by all types in memory.
 template <class M, class T = typename M::T>
 [[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch,
@@ -374,18 +369,30 @@ template <class M, class T = typename M::T>
   // What no maxima are wanted of, but for a last group of half of the rows.
   Index rows_in_pipeline = 0;
   if constexpr (M::pipelines) {
-    const bool as_whole_numbers = bounded && fuses(T(kReachOf<M>), factor);
-    if (as_whole_numbers && scratch.sum == scratch.weight_sum && !t.terms->dropout.on) {
+    const auto run = [&]<template <class, Index> class Rows>() {
       rows_in_pipeline = round_up(t.rows - M::row_group / 2, M::row_group);
-      ForwardPipeline<M> pipeline(t, scratch, matrices, factor);
+      ForwardPipeline<M, Rows, decltype(begin_outputs)> pipeline(t, scratch, matrices, factor,
+                                                                 begin_outputs);
       for_row_groups<M>(
           t, key_bytes + value_bytes, {0, rows_in_pipeline},
           [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
             pipeline.add(block, terms, row, t.keys + index * key_bytes,
-                         t.values + index * value_bytes, [&] { return begin_outputs(row); });
+                         t.values + index * value_bytes);
           },
-          [](Index) {});
+          [&](Index) { pipeline.end_sum(); });
       pipeline.drain();
+    };
+    if (bounded && !t.terms->dropout.on && all_split(matrices, t, key_bytes) &&
+        fuses(T(kReachOf<M>), factor)) {
+      if constexpr (M::rounds_at_once) {
+        if (scratch.sum == scratch.weight_sum) {
+          run.template operator()<RoundedRows>();
+        } else {
+          run.template operator()<SummedRows>();
+        }
+      } else {
+        run.template operator()<SummedRows>();
+      }
     }
   }
   for_row_groups<M>(

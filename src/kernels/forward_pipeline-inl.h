@@ -4,87 +4,193 @@
 //
 // It serves where no maxima are wanted, so that a weight needs nothing but its score.
 //
-// Keys have their turn in units of 64, those in one or two chunks. At a time there are the scores
-// of the next chunk, which are being multiplied, those of this one, which become weights, and the
-// weights of the unit before, which are multiplied with its values, some columns for each chunk.
-// All of that is to stay in the L1 cache.
-template <class M>
-class ForwardPipeline {
+// Keys have their turn in units, those in chunks. At a time there are the scores of the next chunk,
+// which are being multiplied, those of this one, which become weights, and the weights of the unit
+// before, which are multiplied with its values, some columns for each chunk. All of that is to stay
+// in the L1 cache.
+
+// The rows of a chunk of scores, to be turned into weights one after the other: a number of them
+// for each step of the products beside.
+template <class M, Index kKeys>
+class RowsOfChunk {
+ public:
+  using T = typename M::T;
+  using Weights = typename M::Forward::Weights;
+
+  CATTN_INLINE RowsOfChunk(const T* s, const Weights& weights, Index steps)
+      : s_(s), to_{weights}, per_step_((kOne * M::row_group + steps - 1) / steps) {}
+
+  template <class Row>
+  CATTN_INLINE void step(Row row) {
+    if constexpr (M::Forward::one_product_a_step) {
+      if (left_ > 0) next(row);
+    } else {
+      for (due_ += per_step_; due_ >= kOne && left_ > 0; due_ -= kOne) next(row);
+    }
+  }
+  template <class Row>
+  CATTN_INLINE void finish(Row row) {
+    while (left_ > 0) next(row);
+  }
+
+ private:
+  template <class Row>
+  CATTN_INLINE void next(Row row) {
+    --left_;
+    row(s_, to_);
+    s_ += kKeys;
+    to_.next_row();
+  }
+  static constexpr Index kOne = 256;
+  const T* s_;
+  typename M::Forward::Keeper to_;
+  Index per_step_, due_ = 0, left_ = M::row_group;
+};
+
+// Weights that are rounded at once.
+template <class M, Index kKeys>
+class RoundedRows {
+  using T = typename M::T;
+  using Round = RoundRow<M, Scores::bounded>;
+
+ public:
+  CATTN_INLINE RoundedRows(const RowsOfChunk<M, kKeys>& rows, T factor, T*)
+      : rows_(rows), round_(factor) {}
+  CATTN_INLINE void step() {
+    rows_.step([&](const T* s, auto to) { round_(s, {0, kKeys}, one_, to); });
+  }
+  CATTN_INLINE void finish() {
+    rows_.finish([&](const T* s, auto to) { round_(s, {0, kKeys}, one_, to); });
+  }
+
+ private:
+  RowsOfChunk<M, kKeys> rows_;
+  const Round round_;
+  const typename Vec<T>::V one_ = Round::place_of_zero_within_reach();
+};
+
+// The others, whose exact sums are wanted too.
+template <class M, Index kKeys>
+class SummedRows {
   using T = typename M::T;
   using X = Vec<T>;
+
+ public:
+  CATTN_INLINE SummedRows(const RowsOfChunk<M, kKeys>& rows, T factor, T* sums)
+      : rows_(rows), by_(X::set1(factor)), sums_(sums) {}
+  CATTN_INLINE void step() {
+    rows_.step([&](const T* s, auto to) { exponentiate(s, to); });
+  }
+  CATTN_INLINE void finish() {
+    rows_.finish([&](const T* s, auto to) { exponentiate(s, to); });
+  }
+
+ private:
+  template <class Keeper>
+  CATTN_INLINE void exponentiate(const T* s, Keeper to) {
+    auto total = X::load(sums_);
+    CATTN_UNROLL
+    for (Index c = 0; c < kKeys; c += kPanel<T>, to.next_panel()) {
+      typename X::V p[kPanel<T> / X::width];
+      CATTN_UNROLL
+      for (int j = 0; j < kPanel<T> / X::width; ++j) {
+        p[j] = weight_within_reach<M>(X::load(s + c + j * X::width), by_);
+        total = X::add(total, p[j]);
+      }
+      to(0, p);
+    }
+    X::store(sums_, total);
+    sums_ += X::width;
+  }
+  RowsOfChunk<M, kKeys> rows_;
+  const typename X::V by_;
+  T* sums_;
+};
+
+// Adds `out_more` to the outputs of some rows, if there are some; else it becomes them.
+template <class T>
+CATTN_INLINE void add_more_to_out(const ForwardScratch<T>& scratch, Index rows, Index value_dim,
+                                  bool has_outputs) {
+  using X = Vec<T>;
+  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
+  for (Index col = 0; col < value_dim; col += kPanel<T>) {
+    T* const out = scratch.out + col * query_block;
+    const T* const more = scratch.out_more + col * query_block;
+    for (Index i = 0; i < rows * kPanel<T>; i += X::width) {
+      const auto sum = X::load(more + i);
+      X::store(out + i, has_outputs ? X::add(X::load(out + i), sum) : sum);
+    }
+  }
+}
+
+// Begin: begin(row) returns whether the rows from `row` on have outputs, which are to be added to,
+// and notes that they have some now.
+template <class M, template <class, Index> class Rows, class Begin>
+class ForwardPipeline {
+  using T = typename M::T;
   using Matrices = typename M::Forward;
-  using Round = RoundRow<M, Scores::bounded>;
-  static constexpr Index row_group = M::row_group, unit_keys = 64;
+  static constexpr Index row_group = M::row_group;
+  static constexpr Index unit_keys = M::Forward::unit_keys;
 
  public:
   static constexpr Index key_block = Tile::template Forward<T>::key_block;
 
   CATTN_INLINE ForwardPipeline(const ForwardTask& t, const ForwardScratch<T>& scratch,
-                               Matrices& matrices, T factor)
+                               Matrices& matrices, T factor, Begin begin)
       : t_(t),
         scratch_(scratch),
         matrices_(matrices),
-        round_(factor),
+        begin_(begin),
+        factor_(factor),
         panels_(round_up(t.value_dim, kPanel<T>) / kPanel<T>) {}
 
-  // A key block for a group of rows from `row` on; begin() returns whether they have outputs that
-  // are to be added to, and is called once for each unit that is attended.
-  template <class Begin>
+  // A key block for a group of rows from `row` on.
   CATTN_INLINE void add(const ScoreBlock& block, const ScoreTerms& terms, Index row,
-                        const char* key, const char* value, Begin begin) {
+                        const char* key, const char* value) {
     const Range attended = block.columns(0, block.rows);
     for (Index first = 0; first < key_block; first += unit_keys) {
       if (attended.end <= first || attended.begin >= first + unit_keys) continue;
       const bool plain = is_plain(terms) && block.full(0, block.rows, first, first + unit_keys);
-      const Unit unit{row,   block.first_key, first, key,
-                      value, begin(),         plain, terms.mask.data != nullptr};
-      if (panels_ <= 2) {
-        add_unit<1>(unit);
-      } else {
-        add_unit<2>(unit);
-      }
+      const bool add = M::sums_afresh ? in_sum_ : begin_(row);
+      in_sum_ = true;
+      // Behind the keys that exist nothing is packed.
+      const Index keys = smaller(round_up(block.cols - first, kPanel<T>), unit_keys);
+      const Unit unit{row,   block.first_key,           first, keys, key, value, add,
+                      plain, terms.mask.data != nullptr};
+      with_chunks([&]<int kChunks>() { add_unit<kChunks>(unit); });
     }
+  }
+  // What has been summed afresh, if so, is added to the outputs behind the unit that came last.
+  CATTN_INLINE void end_sum() {
+    if (in_sum_) scores_.ends = true;
+    in_sum_ = false;
   }
   CATTN_INLINE void drain() {
     if (!scores_.key) return;
-    if (panels_ <= 2) {
-      drain_units<1>();
-    } else {
-      drain_units<2>();
-    }
+    with_chunks([&]<int kChunks>() { drain_units<kChunks>(); });
   }
 
  private:
   struct Unit {
     Index row = 0, first_key = 0;  // of the block
-    Index first = 0;               // of its keys
+    Index first = 0, keys = 0;     // its keys in there
     const char *key = nullptr, *value = nullptr;
-    bool add = false, plain = true, masked = false;
+    bool add = false, plain = true, masked = false, ends = false;
   };
   struct Nothing {
     CATTN_INLINE void step() {}
   };
-  // Rounds a chunk row by row.
-  template <Index kKeys>
-  struct Rounding {
-    Round round;
-    const T* s;
-    uint16_t* p;
-    int left = static_cast<int>(row_group);
-    typename X::V one = Round::place_of_zero_within_reach();
 
-    CATTN_INLINE void step() {
-      if (left <= 0) return;
-      --left;
-      round(s, {0, kKeys}, one, typename Matrices::Keeper{{p, row_group * kPanel<T>, 0}});
-      s += kKeys;
-      p += kPanel<T>;
+  template <class F>
+  CATTN_INLINE void with_chunks(F f) const {
+    if constexpr (unit_keys == kPanel<T>) {
+      f.template operator()<1>();
+    } else if (M::weight_parts == 1 && panels_ <= 2) {
+      f.template operator()<1>();
+    } else {
+      f.template operator()<2>();
     }
-    CATTN_INLINE void finish() {
-      while (left > 0) step();
-    }
-  };
-
+  }
   template <int kChunks>
   CATTN_INLINE void add_unit(const Unit& unit) {
     if (scores_.key) {
@@ -102,6 +208,7 @@ class ForwardPipeline {
     Nothing nothing;
     for (int chunk = 0; chunk < kChunks; ++chunk) values<kChunks>(chunk, nothing);
     matrices_.settle();
+    if (weights_.ends) end_sum_of(weights_.row);
     scores_ = weights_ = Unit{};
   }
 
@@ -110,21 +217,30 @@ class ForwardPipeline {
   template <int kChunks>
   [[gnu::noinline]] void advance(const Unit& next) {
     constexpr Index keys = unit_keys / kChunks;
+    T* sums = scratch_.from(scores_.row).sum;
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       T* const s = score_buffer<kChunks>(1 - free_);
       if (!scores_.plain) transform<kChunks>(chunk, s);
-      Rounding<keys> rounding{round_, s, weight_buffer(turn_) + chunk * keys * row_group};
+      Rows<M, keys> rows(RowsOfChunk<M, keys>(s, weights(turn_, chunk * keys),
+                                              matrices_.steps_beside(keys, panels_ / kChunks)),
+                         factor_, sums);
       if (chunk + 1 < kChunks) {
-        scores<kChunks>(scores_, chunk + 1, rounding);
+        scores<kChunks>(scores_, chunk + 1, rows);
       } else if (next.key) {
-        scores<kChunks>(next, 0, rounding);
+        scores<kChunks>(next, 0, rows);
       }
-      if (weights_.key) values<kChunks>(chunk, rounding);
-      rounding.finish();
+      if (weights_.key) values<kChunks>(chunk, rows);
+      rows.finish();
       matrices_.settle();
     }
+    if (weights_.ends) end_sum_of(weights_.row);
     turn_ = 1 - turn_;
     weights_ = scores_;
+  }
+
+  [[gnu::noinline]] void end_sum_of(Index row) {
+    if constexpr (M::sums_afresh)
+      add_more_to_out(scratch_.from(row), row_group, t_.value_dim, begin_(row));
   }
 
   // What is not attended becomes -inf.
@@ -149,29 +265,32 @@ class ForwardPipeline {
   }
   template <int kChunks, class Beside>
   CATTN_INLINE void values(int chunk, Beside& beside) {
-    const typename Matrices::Weights p{weight_buffer(1 - turn_), row_group * kPanel<T>, 0};
+    const auto p = weights(1 - turn_, 0);
     const ForwardScratch<T> rows = scratch_.from(weights_.row);
     const Range columns{panels_ * chunk / kChunks * kPanel<T>,
                         panels_ * (chunk + 1) / kChunks * kPanel<T>};
-    matrices_.values_beside(p, unit_keys, weights_.value, weights_.first, columns, rows.out,
-                            weights_.add, beside);
-    if (chunk == 0) matrices_.sums_beside(p, unit_keys, rows.weight_sum, beside);
+    matrices_.values_beside(p, weights_.keys, weights_.value, weights_.first, columns,
+                            M::sums_afresh ? scratch_.out_more : rows.out, weights_.add, beside);
+    if (chunk == 0) matrices_.sums_beside(p, weights_.keys, rows.weight_sum, beside);
   }
 
   template <int kChunks>
   CATTN_INLINE T* score_buffer(int which) const {
     return scratch_.score + which * row_group * (unit_keys / kChunks);
   }
-  CATTN_INLINE uint16_t* weight_buffer(int which) const {
-    return reinterpret_cast<uint16_t*>(scratch_.score + 2 * row_group * unit_keys) +
-           which * row_group * unit_keys;
+  CATTN_INLINE typename Matrices::Weights weights(int which, Index first) const {
+    constexpr Index part = row_group * unit_keys;
+    uint16_t* const all = reinterpret_cast<uint16_t*>(scratch_.score + 2 * part);
+    return {all + which * M::weight_parts * part + first * row_group, row_group * kPanel<T>, part};
   }
 
   const ForwardTask& t_;
   const ForwardScratch<T>& scratch_;
   Matrices& matrices_;
-  const Round round_;
+  Begin begin_;
+  const T factor_;
   const Index panels_;       // of columns of values
+  bool in_sum_ = false;      // whether units have been added to the sum at hand
   int free_ = 0, turn_ = 0;  // the buffers of scores and of weights that are written next
   Unit scores_, weights_;    // whose first chunk of scores is there; whose weights are there
 };

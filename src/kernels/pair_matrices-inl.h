@@ -223,7 +223,7 @@ struct PairMatrices {
   static constexpr Index row_group =
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
-  static constexpr bool pipelines = Micro::stores_sums && rounds_at_once;
+  static constexpr bool pipelines = Micro::stores_sums && (rounds_at_once || !rounds_weights);
   // One part holds what it rounds to of any number. Those that products of pairs cannot take are
   // put together when they are wanted: room for panels would leave every other line of the caches
   // that packed blocks fall into empty.
@@ -514,15 +514,34 @@ struct PairMatrices {
                                       bool add, bool afresh = false) {
       PairOutput to{out, kPanel<float>, query_block * kPanel<float>, add};
       to.afresh = afresh;
-      multiply_pairs<typename P::WeightProducts>(
-          micro_, memory_.weights, block.rows,
-          Packed{Operand::value, tiling, t_.value_dim, value}.right(), t_.value_dim, to,
-          [&](Index r, Index count, Index) {
-            return whole_steps(block.columns(r, count), depth_step);
-          });
+      const RightPairs values = Packed{Operand::value, tiling, t_.value_dim, value}.right();
+      const auto multiply = [&](Range keys) {
+        multiply_pairs<typename P::WeightProducts>(
+            micro_, memory_.weights, block.rows, values, t_.value_dim, to,
+            [&](Index r, Index count, Index) {
+              const Range steps = whole_steps(block.columns(r, count), depth_step);
+              return Range{larger(steps.begin, keys.begin), smaller(steps.end, keys.end)};
+            });
+      };
+      if (sums_afresh && !afresh) {  // in the order of values_beside
+        const Range all = whole_steps(block.columns(0, block.rows), depth_step);
+        for (Index first = all.begin; first < all.end; first += unit_keys, to.add = true)
+          multiply({first, first + unit_keys});
+      } else {
+        multiply({0, key_block});
+      }
     }
 
-    // The same of a group of rows, and beside.step() after each product of tiles.
+    // The same of a group of rows, and beside.step() between products (TileProducts). A unit is the
+    // keys whose weights, of which three parts take more room, are in the L1 cache.
+    static constexpr Index unit_keys = weight_parts == 3 ? 32 : 64;
+    static constexpr bool one_product_a_step = parts == 1;
+    // So many steps has this of so many keys, and of all keys of a unit with panels of values.
+    CATTN_INLINE Index steps_beside(Index keys, Index panels) const {
+      return keys / kPairCols * round_up(t_.head_dim, kPairDepth) / kPairDepth *
+                 P::OperandProducts::list.count +
+             unit_keys / kPairDepth * panels * P::WeightProducts::list.count;
+    }
     template <class Beside>
     CATTN_INLINE void scores_beside(Index row, const char* key, Index first, Index keys, float* s,
                                     Beside& beside) {
@@ -547,7 +566,8 @@ struct PairMatrices {
     template <class Beside>
     CATTN_INLINE void sums_beside(const LeftPairs& weights, Index keys, float* sums,
                                   Beside& beside) {
-      micro_.template add_row_sums<Format, row_group>(weights, {0, keys}, sums, beside);
+      if constexpr (rounds_weights)
+        micro_.template add_row_sums<Format, row_group>(weights, {0, keys}, sums, beside);
     }
 
    private:

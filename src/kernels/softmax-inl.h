@@ -115,6 +115,19 @@ class Probability {
   typename X::V factor_, reference_;
 };
 
+// That of a score within reach.
+template <class M, class T = typename M::T>
+CATTN_INLINE typename Vec<T>::V weight_within_reach(typename Vec<T>::V score,
+                                                    typename Vec<T>::V factor) {
+  using X = Vec<T>;
+  if constexpr (M::rounds_weights) {
+    return M::Exponential::template of<M::weight_exponent>(
+        X::fms(score, factor, X::set1(T(kReferenceWithinReach<M>))));
+  } else {
+    return M::Exponential::template of<kReach>(M::scales_queries ? score : X::mul(score, factor));
+  }
+}
+
 // Up to this size of a reference m c, where m is a row's maximum and c the factor, m c is as good
 // as its rounding: fma(m, c, -reference) is so close to 0 that the weight is 1 when it is rounded.
 // Beyond, and where the factor is huge, the scores are multiplied first, and the difference is
@@ -133,6 +146,7 @@ CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weig
   constexpr bool kRounded = M::rounds_weights && !M::Forward::sums_kept;
   const auto panels = [&]<bool kSum>() {
     auto total = X::zero(), weight_total = X::zero();
+    if constexpr (kSum) total = X::load(sum);
     for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
       typename X::V p[kPanel<T> / X::width];
       CATTN_UNROLL
@@ -143,9 +157,8 @@ CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weig
       if constexpr (kRounded) weight_total = X::add(weight_total, M::sum_rounded(p));
       keep(c, p);
     }
-    const auto add_to = [](T* sums, auto more) { X::store(sums, X::add(X::load(sums), more)); };
-    if constexpr (kRounded) add_to(weight_sum, weight_total);
-    if constexpr (kSum) add_to(sum, total);
+    if constexpr (kRounded) X::store(weight_sum, X::add(X::load(weight_sum), weight_total));
+    if constexpr (kSum) X::store(sum, total);
   };
   if (!sum) {
     panels.template operator()<false>();

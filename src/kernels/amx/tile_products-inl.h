@@ -32,8 +32,9 @@ class TileProducts {
   }
 
   // c += left right (or = without `add`) for kRows rows, over a depth in whole panels: `vectors`
-  // vectors of 16 columns from to.c on. beside.step() is called after each product of tiles: a
-  // product takes 16 cycles, in which the rest of the core has nothing to do.
+  // vectors of 16 columns from to.c on. beside.step() is called after each product of tiles, or of
+  // several parts after up to four: a product takes 16 cycles, in which the rest of the core has
+  // nothing to do.
   template <class P, int kRows, class Beside = const NothingBeside>
   CATTN_INLINE void product(LeftPairs left, RightPairs right, Range depth, Index vectors,
                             PairOutput to, Beside& beside = kNothing) {
@@ -228,24 +229,25 @@ class TileProducts {
     if constexpr (load_b) tiles_.template load_streamed<6>(b, kTileBytes);
     if constexpr (kBegins) begin_sum<0>(to, 0, 0);
     multiply_add<P, 0, 4, 6>();
-    beside.step();
+    if constexpr (P::list.count == 1) beside.step();
     if constexpr (two_cols) {
       if constexpr (load_b) tiles_.template load_streamed<7>(b + kPairTile, kTileBytes);
       if constexpr (kBegins) begin_sum<1>(to, 0, 1);
       multiply_add<P, 1, 4, 7>();
-      beside.step();
+      if constexpr (P::list.count == 1) beside.step();
     }
     if constexpr (two_rows) {
       if constexpr (load_a) tiles_.template load<5>(a + kTileRows * left.row, row_bytes);
       if constexpr (kBegins) begin_sum<2>(to, kTileRows, 0);
       multiply_add<P, 2, 5, 6>();
-      beside.step();
+      if constexpr (P::list.count == 1) beside.step();
     }
     if constexpr (two_rows && two_cols) {
       if constexpr (kBegins) begin_sum<3>(to, kTileRows, 1);
       multiply_add<P, 3, 5, 7>();
-      beside.step();
+      if constexpr (P::list.count == 1) beside.step();
     }
+    if constexpr (P::list.count > 1) beside.step();
     if constexpr (kProduct + 1 < kTo)
       step<P, kRows, kVectors, kProduct + 1, kTo, true, false>(left, right, to, beside);
   }
