@@ -266,12 +266,14 @@ class ForwardPipeline {
   template <int kChunks, class Beside>
   CATTN_INLINE void values(int chunk, Beside& beside) {
     const auto p = weights(1 - turn_, 0);
+    // All of them, if they are few: a loop of a known length.
+    const Index keys = unit_keys == kPanel<T> ? unit_keys : weights_.keys;
     const ForwardScratch<T> rows = scratch_.from(weights_.row);
     const Range columns{panels_ * chunk / kChunks * kPanel<T>,
                         panels_ * (chunk + 1) / kChunks * kPanel<T>};
-    matrices_.values_beside(p, weights_.keys, weights_.value, weights_.first, columns,
+    matrices_.values_beside(p, keys, weights_.value, weights_.first, columns,
                             M::sums_afresh ? scratch_.out_more : rows.out, weights_.add, beside);
-    if (chunk == 0) matrices_.sums_beside(p, weights_.keys, rows.weight_sum, beside);
+    if (chunk == 0) matrices_.sums_beside(p, keys, rows.weight_sum, beside);
   }
 
   template <int kChunks>
