@@ -147,8 +147,52 @@ CATTN_INLINE T with_short_nan(T x) {
   return x == x ? x : T(__builtin_nanf(""));
 }
 
+// From the products s and dp of two rows to their probabilities and score gradients, in registers.
+// A row that is missing comes to 0.
+template <class M>
+class GradientsOfRows {
+  using T = typename M::T;
+  using X = Vec<T>;
+
+ public:
+  using V = typename X::V;
+  // Two vectors of each row.
+  struct Panel {
+    V p[2][2], ds[2][2];
+  };
+
+  CATTN_INLINE GradientsOfRows(T factor, const RowScale<T>* row_scales, const T* delta, Index count)
+      : by_(X::set1(factor)) {
+    constexpr RowScale<T> nothing{T(__builtin_inff()), T(1)};
+    CATTN_UNROLL
+    for (Index i = 0; i < 2; ++i) {
+      const RowScale<T> of_row = i < count ? row_scales[i] : nothing;
+      shift_[i] = X::set1(with_short_nan(of_row.shift));
+      scale_[i] = X::set1(with_short_nan(of_row.scale));
+      d_[i] = X::set1(i < count ? with_short_nan(delta[i]) : T(0));
+    }
+  }
+  CATTN_INLINE Panel panel(const T* s, const T* dp, Index stride) const {
+    Panel panel;
+    CATTN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      CATTN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const Index at = i * stride + j * X::width;
+        const V weight = M::GradientExponential::from_lse(X::load(s + at), by_, shift_[i]);
+        panel.p[i][j] = X::mul(weight, scale_[i]);
+        panel.ds[i][j] = X::mul(panel.p[i][j], X::sub(X::load(dp + at), d_[i]));
+      }
+    }
+    return panel;
+  }
+
+ private:
+  V by_, shift_[2], scale_[2], d_[2];
+};
+
 // Probabilities and score gradients of a group of rows to `matrices`, which keeps them for the
-// products that add: in registers from the products s and dp on. Scores are plain.
+// products that add. Scores are plain.
 template <class M, class T = typename M::T>
 CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBlock& group,
                                  const T* s, const T* dp, T factor, const RowScale<T>* row_scales,
@@ -156,9 +200,7 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
   using X = Vec<T>;
   using V = typename X::V;
   constexpr Index stride = Tile::Backward<T>::key_block;
-  constexpr Index awake = kRowsAwake >> M::gradient_parts;   // a row takes longer the more parts
-  constexpr RowScale<T> nothing{T(__builtin_inff()), T(1)};  // what a missing row comes to is 0
-  const auto by = X::set1(factor);
+  constexpr Index awake = kRowsAwake >> M::gradient_parts;  // a row takes longer the more parts
   const Range columns = whole(group.columns(0, group.rows), kPanel<T>);
   // Whether all that is kept is attended.
   const bool full =
@@ -172,29 +214,13 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
       continue;
     }
     if (r % awake == awake / 2) M::stay_awake();
-    V shift[2], scale[2], d[2];
     Range attended[2];
-    for (Index i = 0; i < 2; ++i) {
-      const bool exists = r + i < group.rows;
-      attended[i] = exists ? group.columns(r + i, 1) : Range{0, 0};
-      const RowScale<T> of_row = exists ? row_scales[r + i] : nothing;
-      shift[i] = X::set1(with_short_nan(of_row.shift));
-      scale[i] = X::set1(with_short_nan(of_row.scale));
-      d[i] = X::set1(exists ? with_short_nan(delta[r + i]) : T(0));
-    }
+    for (Index i = 0; i < 2; ++i)
+      attended[i] = r + i < group.rows ? group.columns(r + i, 1) : Range{0, 0};
+    const GradientsOfRows<M> rows(factor, row_scales + r, delta + r, group.rows - r);
     auto keeper = matrices.row_keeper(r, columns.begin);
     for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel()) {
-      V p[2][2], ds[2][2];
-      CATTN_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        CATTN_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          const Index at = (r + i) * stride + c + j * X::width;
-          const V score = X::load(s + at);
-          p[i][j] = X::mul(M::GradientExponential::from_lse(score, by, shift[i]), scale[i]);
-          ds[i][j] = X::mul(p[i][j], X::sub(X::load(dp + at), d[i]));
-        }
-      }
+      auto [p, ds] = rows.panel(s + r * stride + c, dp + r * stride + c, stride);
       if (!full) {
         CATTN_UNROLL
         for (int i = 0; i < 2; ++i) {
@@ -209,6 +235,83 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
       }
       keeper.keep(p, ds);
     }
+  }
+}
+
+// The same of a panel of columns that all rows of a group attend, a number of rows at each step()
+// of the products beside.
+template <class M>
+class RowsKept {
+  using T = typename M::T;
+
+ public:
+  CATTN_INLINE RowsKept(const typename M::Backward& matrices, Index col, const T* s, const T* dp,
+                        T factor, const RowScale<T>* row_scales, const T* delta, Index steps)
+      : keeper_(matrices.row_keeper(0, col)),
+        s_(s),
+        dp_(dp),
+        factor_(factor),
+        row_scales_(row_scales),
+        delta_(delta),
+        per_step_((kOne * M::row_group / 2 + steps - 1) / steps) {}
+
+  CATTN_INLINE void step() {
+    for (due_ += per_step_; due_ >= kOne && row_ < M::row_group; due_ -= kOne) next();
+  }
+  CATTN_INLINE void finish() {
+    while (row_ < M::row_group) next();
+  }
+
+ private:
+  static constexpr Index kOne = 256;
+  CATTN_INLINE void next() {
+    const GradientsOfRows<M> rows(factor_, row_scales_ + row_, delta_ + row_, 2);
+    const Index at = row_ * kPanel<T>;
+    const auto [p, ds] = rows.panel(s_ + at, dp_ + at, kPanel<T>);
+    keeper_.keep(p, ds);
+    keeper_.next_rows();
+    row_ += 2;
+  }
+  typename M::Backward::RowKeeper keeper_;
+  const T *const s_, *const dp_;
+  const T factor_;
+  const RowScale<T>* const row_scales_;
+  const T* const delta_;
+  const Index per_step_;
+  Index due_ = 0, row_ = 0;
+};
+
+// keep_gradients and dq of a block that is attended in full, in whole groups of rows and panels of
+// columns: panel by panel, each while the products of the next one are on their way. `room` is a
+// tile of scores.
+template <class M, class T = typename M::T>
+CATTN_INLINE void keep_whole_block(typename M::Backward& matrices, const BackwardTask& t,
+                                   const ScoreBlock& block, T* room, T factor) {
+  constexpr Index tile = M::row_group * kPanel<T>;
+  const Index panels = t.cols / kPanel<T>;
+  const auto multiply = [&](Index i, auto& beside) {  // s and dp, into one buffer and the other
+    T* const s = room + i % 2 * 2 * tile;
+    const Index first = i / panels * M::row_group, col = i % panels * kPanel<T>;
+    matrices.scores_beside(first, col, s, beside);
+    matrices.gradients_beside(first, col, s + tile, beside);
+  };
+  const Index count = t.rows / M::row_group * panels;
+  struct {
+    CATTN_INLINE void step() {}
+  } nothing;
+  multiply(0, nothing);
+  matrices.settle();
+  for (Index i = 0; i < count; ++i) {
+    const Index first = i / panels * M::row_group, panel = i % panels;
+    if (panel == 0) matrices.keep_rows_apart(first, room + 4 * tile);
+    const T* const s = room + i % 2 * 2 * tile;
+    RowsKept<M> rows(matrices, panel * kPanel<T>, s, s + tile, factor,
+                     static_cast<const RowScale<T>*>(t.row_scales) + first,
+                     static_cast<const T*>(t.delta) + first, matrices.steps_beside());
+    if (i + 1 < count) multiply(i + 1, rows);
+    rows.finish();
+    matrices.settle();
+    if (panel == panels - 1 && t.dq) matrices.add_kept_dq(block.rows_from(first, M::row_group));
   }
 }
 
@@ -245,7 +348,14 @@ void backward(const BackwardTask& t) {
   const bool masked = !whole || terms.mask.data || terms.bias.data;
   const bool plain = whole && has_plain_weights(terms);
   const bool kept = keeps_gradients(matrices, t);
-  for (Index first = 0; first < t.rows; first += M::row_group) {
+  Index first_apart = 0;
+  if constexpr (M::keeps_gradients_beside) {
+    if (kept && whole && t.rows % M::row_group == 0 && t.cols % kPanel<T> == 0) {
+      keep_whole_block<M>(matrices, t, block, p, factor);
+      first_apart = t.rows;
+    }
+  }
+  for (Index first = first_apart; first < t.rows; first += M::row_group) {
     const ScoreBlock group = block.rows_from(first, M::row_group);
     const Range attended = group.columns(0, group.rows);
     if (attended.begin >= attended.end) continue;

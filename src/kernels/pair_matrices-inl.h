@@ -238,6 +238,8 @@ struct PairMatrices {
   static constexpr bool transposes_keys = true;
   // Whether p and ds of plain blocks are packed as they come, while they are in registers.
   static constexpr bool keeps_gradients = Micro::stores_sums && !kIsLimited<Format>;
+  // Whether that takes place between products: of one part there is too much of it for them.
+  static constexpr bool keeps_gradients_beside = keeps_gradients && gradient_parts > 1;
   // Of score gradients and keys in the backward.
   static constexpr bool keeps_halves = keeps_gradients && gradient_parts == 1;
   static constexpr Pairing gradient_pairing = keeps_halves ? Pairing::quads : pairing;
@@ -664,6 +666,23 @@ struct PairMatrices {
                 scaled.back});
     }
 
+    // A panel of either for a group of rows, and beside.step() between products (TileProducts), so
+    // many times for both.
+    CATTN_INLINE Index steps_beside() const {
+      using Products = typename P::OperandProducts;
+      constexpr Index a_step = Products::list.count == 1 ? 4 : Products::list.count;
+      return a_step * (round_up(t_.head_dim, kPairDepth) + round_up(t_.value_dim, kPairDepth)) /
+             kPairDepth;
+    }
+    template <class Beside>
+    CATTN_INLINE void scores_beside(Index first, Index col, float* s, Beside& beside) {
+      multiply_beside(query(t_), key(t_), first, col, s, beside);
+    }
+    template <class Beside>
+    CATTN_INLINE void gradients_beside(Index first, Index col, float* dp, Beside& beside) {
+      multiply_beside(grad_out(t_), value_t(t_), first, col, dp, beside);
+    }
+
     CATTN_INLINE bool keeps() const { return keeps_gradients && splits_; }
     // The rows from `first` on are kept next. With dq their score gradients as a left operand,
     // which no one else wants, take the place of what they come from: the tiles of p and ds, and
@@ -673,6 +692,12 @@ struct PairMatrices {
       rows_ = t_.dq ? LeftPairs{reinterpret_cast<uint16_t*>(p), 2 * kPairDepth, 2 * (ds - p),
                                 2 * key_block}
                     : memory_.dscore_rows.at(first, 0);
+    }
+    // The same with dq in `room`.
+    CATTN_INLINE void keep_rows_apart(Index first, float* room) {
+      first_ = first;
+      rows_ =
+          t_.dq ? LeftPairs::make(room, row_group, key_block) : memory_.dscore_rows.at(first, 0);
     }
     // Keeps two of these rows of probabilities and score gradients, 32 columns at a time.
     class RowKeeper {
@@ -701,6 +726,10 @@ struct PairMatrices {
       CATTN_INLINE void next_panel() {
         in_columns_ += to_.memory_.dscore.panel;
         in_rows_ += to_.rows_.panel;
+      }
+      CATTN_INLINE void next_rows() {  // of the same group
+        in_columns_ += kPairDepth;
+        in_rows_ += 2 * to_.rows_.row;
       }
 
      private:
@@ -864,6 +893,14 @@ struct PairMatrices {
         }
       }
       return {scaled, back};
+    }
+
+    template <class Beside>
+    CATTN_INLINE void multiply_beside(const Packed& left, const Packed& right, Index first,
+                                      Index col, float* to, Beside& beside) {
+      micro_.template product<typename P::OperandProducts, row_group>(
+          left.left().at(first, 0), right.right().at(0, col), {0, round_up(left.cols, kPairDepth)},
+          kPairCols / Pairs::width, PairOutput{to, kPairCols, kPairCols, false}, beside);
     }
 
     // to += ds K for the rows of `block`
