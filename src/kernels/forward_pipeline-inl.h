@@ -9,102 +9,87 @@
 // before, which are multiplied with its values, some columns for each chunk. All of that is to stay
 // in the L1 cache.
 
-// The rows of a chunk of scores, to be turned into weights one after the other: a number of them
-// for each step of the products beside.
-template <class M, Index kKeys>
-class RowsOfChunk {
- public:
-  using T = typename M::T;
-  using Weights = typename M::Forward::Weights;
-
-  CATTN_INLINE RowsOfChunk(const T* s, const Weights& weights, Index steps)
-      : s_(s), to_{weights}, per_step_((kOne * M::row_group + steps - 1) / steps) {}
-
-  template <class Row>
-  CATTN_INLINE void step(Row row) {
-    if constexpr (M::Forward::one_product_a_step) {
-      if (left_ > 0) next(row);
-    } else {
-      for (due_ += per_step_; due_ >= kOne && left_ > 0; due_ -= kOne) next(row);
-    }
-  }
-  template <class Row>
-  CATTN_INLINE void finish(Row row) {
-    while (left_ > 0) next(row);
-  }
-
- private:
-  template <class Row>
-  CATTN_INLINE void next(Row row) {
-    --left_;
-    row(s_, to_);
-    s_ += kKeys;
-    to_.next_row();
-  }
-  static constexpr Index kOne = 256;
-  const T* s_;
-  typename M::Forward::Keeper to_;
-  Index per_step_, due_ = 0, left_ = M::row_group;
-};
-
 // Weights that are rounded at once.
 template <class M, Index kKeys>
 class RoundedRows {
   using T = typename M::T;
   using Round = RoundRow<M, Scores::bounded>;
+  using Keeper = typename M::Forward::Keeper;
 
  public:
-  CATTN_INLINE RoundedRows(const RowsOfChunk<M, kKeys>& rows, T factor, T*)
-      : rows_(rows), round_(factor) {}
+  CATTN_INLINE RoundedRows(const T* s, const typename M::Forward::Weights& weights, Index, T factor,
+                           T*)
+      : round_(factor), s_(s), p_(weights.p) {}
   CATTN_INLINE void step() {
-    rows_.step([&](const T* s, auto to) { round_(s, {0, kKeys}, one_, to); });
+    if (left_ <= 0) return;
+    --left_;
+    round_(s_, {0, kKeys}, one_, Keeper{{p_, M::row_group * kPanel<T>, 0}});
+    s_ += kKeys;
+    p_ += kPanel<T>;
   }
   CATTN_INLINE void finish() {
-    rows_.finish([&](const T* s, auto to) { round_(s, {0, kKeys}, one_, to); });
+    while (left_ > 0) step();
   }
 
  private:
-  RowsOfChunk<M, kKeys> rows_;
-  const Round round_;
-  const typename Vec<T>::V one_ = Round::place_of_zero_within_reach();
+  Round round_;
+  const T* s_;
+  uint16_t* p_;
+  int left_ = static_cast<int>(M::row_group);
+  typename Vec<T>::V one_ = Round::place_of_zero_within_reach();
 };
 
-// The others, whose exact sums are wanted too.
+// The others, whose exact sums are wanted too: a number of rows for each of `steps` steps.
 template <class M, Index kKeys>
 class SummedRows {
   using T = typename M::T;
   using X = Vec<T>;
 
  public:
-  CATTN_INLINE SummedRows(const RowsOfChunk<M, kKeys>& rows, T factor, T* sums)
-      : rows_(rows), by_(X::set1(factor)), sums_(sums) {}
+  CATTN_INLINE SummedRows(const T* s, const typename M::Forward::Weights& weights, Index steps,
+                          T factor, T* sums)
+      : s_(s),
+        to_{weights},
+        by_(X::set1(factor)),
+        sums_(sums),
+        per_step_((kOne * M::row_group + steps - 1) / steps) {}
   CATTN_INLINE void step() {
-    rows_.step([&](const T* s, auto to) { exponentiate(s, to); });
+    if constexpr (M::Forward::one_product_a_step) {
+      if (left_ > 0) next();
+    } else {
+      for (due_ += per_step_; due_ >= kOne && left_ > 0; due_ -= kOne) next();
+    }
   }
   CATTN_INLINE void finish() {
-    rows_.finish([&](const T* s, auto to) { exponentiate(s, to); });
+    while (left_ > 0) next();
   }
 
  private:
-  template <class Keeper>
-  CATTN_INLINE void exponentiate(const T* s, Keeper to) {
+  CATTN_INLINE void next() {
+    --left_;
+    auto to = to_;
     auto total = X::load(sums_);
     CATTN_UNROLL
     for (Index c = 0; c < kKeys; c += kPanel<T>, to.next_panel()) {
       typename X::V p[kPanel<T> / X::width];
       CATTN_UNROLL
       for (int j = 0; j < kPanel<T> / X::width; ++j) {
-        p[j] = weight_within_reach<M>(X::load(s + c + j * X::width), by_);
+        p[j] = weight_within_reach<M>(X::load(s_ + c + j * X::width), by_);
         total = X::add(total, p[j]);
       }
       to(0, p);
     }
     X::store(sums_, total);
     sums_ += X::width;
+    s_ += kKeys;
+    to_.next_row();
   }
-  RowsOfChunk<M, kKeys> rows_;
+  static constexpr Index kOne = 256;
+  const T* s_;
+  typename M::Forward::Keeper to_;
   const typename X::V by_;
   T* sums_;
+  Index per_step_, due_ = 0, left_ = M::row_group;
 };
 
 // Adds `out_more` to the outputs of some rows, if there are some; else it becomes them.
@@ -221,9 +206,8 @@ class ForwardPipeline {
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       T* const s = score_buffer<kChunks>(1 - free_);
       if (!scores_.plain) transform<kChunks>(chunk, s);
-      Rows<M, keys> rows(RowsOfChunk<M, keys>(s, weights(turn_, chunk * keys),
-                                              matrices_.steps_beside(keys, panels_ / kChunks)),
-                         factor_, sums);
+      Rows<M, keys> rows(s, weights(turn_, chunk * keys),
+                         matrices_.steps_beside(keys, panels_ / kChunks), factor_, sums);
       if (chunk + 1 < kChunks) {
         scores<kChunks>(scores_, chunk + 1, rows);
       } else if (next.key) {

@@ -53,7 +53,7 @@ class BFloat16Weights {
   }
   // The same of places in the last bits: those of weights that are bfloat16, or of -inf.
   CATTN_INLINE Pairs::W at_last_bits(Pairs::V first, Pairs::V second) const {
-    return at_whole(Pairs::last_bits(first, second));
+    return at_whole(last_bits_.of(first, second));
   }
 
  private:
@@ -63,4 +63,5 @@ class BFloat16Weights {
   }
   static constexpr WeightCorrections kCorrections{};
   ByteTable corrections_;
+  Pairs::LastBits last_bits_;
 };

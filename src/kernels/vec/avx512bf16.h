@@ -65,11 +65,23 @@ struct Pairs {
     };
     return _mm512_or_si512(nan(first, 0x7fc0), nan(second, 0x7fc00000));
   }
-  CATTN_INLINE static W last_bits(V first, V second) {
-    constexpr __mmask32 upper = 0xaaaaaaaa;
-    return _mm512_mask_blend_epi16(upper, _mm512_castps_si512(first),
-                                   _mm512_slli_epi32(_mm512_castps_si512(second), 16));
+  // A mask that the compiler keeps in a register: as the constant that it is it may be loaded anew
+  // each time, beside the shuffles.
+  template <class Mask>
+  CATTN_INLINE static Mask kept(Mask mask) {
+    __asm__("" : "+Yk"(mask));
+    return mask;
   }
+  class LastBits {
+   public:
+    CATTN_INLINE W of(V first, V second) const {
+      return _mm512_mask_blend_epi16(upper_, _mm512_castps_si512(first),
+                                     _mm512_slli_epi32(_mm512_castps_si512(second), 16));
+    }
+
+   private:
+    __mmask32 upper_ = kept<__mmask32>(0xaaaaaaaa);
+  };
   template <int kBits>
   CATTN_INLINE static W shift_halves_right(W a) {
     return _mm512_srli_epi16(a, kBits);

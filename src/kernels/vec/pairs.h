@@ -136,10 +136,13 @@ struct PlainPairs {
     }
     return a;
   }
-  // Pairs of the last 16 bits of two numbers.
-  CATTN_INLINE static W last_bits(V first, V second) {
-    return (reinterpret_cast<W>(first) & 0xffff) | reinterpret_cast<W>(second) << 16;
-  }
+  // Pairs of the last 16 bits of two numbers. (An object, for what vectors of some instruction sets
+  // keep in registers for it.)
+  struct LastBits {
+    CATTN_INLINE W of(V first, V second) const {
+      return (reinterpret_cast<W>(first) & 0xffff) | reinterpret_cast<W>(second) << 16;
+    }
+  };
   // Halves as whole numbers.
   template <int kBits>
   CATTN_INLINE static W shift_halves_right(W a) {
