@@ -92,8 +92,9 @@ class TileProducts {
     const uint16_t* a = left.p + depth.begin / kPairDepth * left.panel;
     const Index row_bytes = left.row * kHalf;
     tiles_.template load<6>(ones.pairs, kTileBytes);
-    begin_sum<0>(sums, kTileBytes, true);
-    if constexpr (two_rows) begin_sum<2>(sums + kTileRows * Pairs::width, kTileBytes, true);
+    begin_sum<0>(pending_[0], sums, kTileBytes, true);
+    if constexpr (two_rows)
+      begin_sum<2>(pending_[2], sums + kTileRows * Pairs::width, kTileBytes, true);
     for (Index d = depth.begin; d < depth.end; d += kPairDepth, a += left.panel) {
       tiles_.template load<4>(a, row_bytes);
       multiply_add<P, 0, 4, 6>();
@@ -108,15 +109,21 @@ class TileProducts {
 
   // Sums are in memory only behind this.
   CATTN_INLINE void flush() {
-    store_pending<0>();
-    store_pending<1>();
-    store_pending<2>();
-    store_pending<3>();
+    store_pending<0>(pending_[0]);
+    store_pending<1>(pending_[1]);
+    store_pending<2>(pending_[2]);
+    store_pending<3>(pending_[3]);
   }
 
   CATTN_INLINE static void stay_awake() { T::stay_awake(); }
 
  private:
+  // A sum that is still in its register. short_products has its two in registers of the core: what
+  // is read from memory beside stores of tiles waits for those whose addresses end alike.
+  struct Pending {
+    float* c = nullptr;
+    Index stride = 0;
+  };
   static constexpr NothingBeside kNothing{};
   static constexpr Index kHalf = sizeof(uint16_t);
   template <class F>
@@ -137,8 +144,9 @@ class TileProducts {
   template <class P, int kSteps, class Beside>
   CATTN_INLINE void short_products(const LeftPairs& left, const RightPairs& right, Index vectors,
                                    const PairOutput& to, Beside& beside) {
-    store_pending<2>();
-    store_pending<3>();
+    store_pending<2>(pending_[2]);
+    store_pending<3>(pending_[3]);
+    Pending pending[2] = {pending_[0], pending_[1]};
     const Index row_bytes = left.row * kHalf;
     const auto load_left = [&]<int kTile>(Index row, Index step) {
       tiles_.template load<kTile>(left.p + row * left.row + step * left.panel, row_bytes);
@@ -154,7 +162,7 @@ class TileProducts {
       float* const c = to.c + v / 2 * to.panel + v % 2 * Pairs::width;
       const PairOutput sums{c, to.row, to.panel, to.add};
       tiles_.template load_streamed<2>(b, kTileBytes);
-      begin_sum<0>(sums, 0, 0);
+      begin_sum<0>(pending[0], sums, 0, 0);
       multiply_add<P, 0, 4, 2>();
       beside.step();
       if constexpr (kSteps == 2) {
@@ -162,7 +170,7 @@ class TileProducts {
         multiply_add<P, 0, 6, 3>();
         beside.step();
       }
-      begin_sum<1>(sums, kTileRows, 0);
+      begin_sum<1>(pending[1], sums, kTileRows, 0);
       multiply_add<P, 1, 5, 2>();
       beside.step();
       if constexpr (kSteps == 2) {
@@ -170,6 +178,8 @@ class TileProducts {
         beside.step();
       }
     }
+    pending_[0] = pending[0];
+    pending_[1] = pending[1];
   }
 
   // One tile: all sums at once in registers 0 to 3, so that what is loaded for a step serves up to
@@ -227,23 +237,23 @@ class TileProducts {
     const uint16_t* const b = right.p + parts.right * right.part;
     if constexpr (load_a) tiles_.template load<4>(a, row_bytes);
     if constexpr (load_b) tiles_.template load_streamed<6>(b, kTileBytes);
-    if constexpr (kBegins) begin_sum<0>(to, 0, 0);
+    if constexpr (kBegins) begin_sum<0>(pending_[0], to, 0, 0);
     multiply_add<P, 0, 4, 6>();
     if constexpr (P::list.count == 1) beside.step();
     if constexpr (two_cols) {
       if constexpr (load_b) tiles_.template load_streamed<7>(b + kPairTile, kTileBytes);
-      if constexpr (kBegins) begin_sum<1>(to, 0, 1);
+      if constexpr (kBegins) begin_sum<1>(pending_[1], to, 0, 1);
       multiply_add<P, 1, 4, 7>();
       if constexpr (P::list.count == 1) beside.step();
     }
     if constexpr (two_rows) {
       if constexpr (load_a) tiles_.template load<5>(a + kTileRows * left.row, row_bytes);
-      if constexpr (kBegins) begin_sum<2>(to, kTileRows, 0);
+      if constexpr (kBegins) begin_sum<2>(pending_[2], to, kTileRows, 0);
       multiply_add<P, 2, 5, 6>();
       if constexpr (P::list.count == 1) beside.step();
     }
     if constexpr (two_rows && two_cols) {
-      if constexpr (kBegins) begin_sum<3>(to, kTileRows, 1);
+      if constexpr (kBegins) begin_sum<3>(pending_[3], to, kTileRows, 1);
       multiply_add<P, 3, 5, 7>();
       if constexpr (P::list.count == 1) beside.step();
     }
@@ -253,26 +263,25 @@ class TileProducts {
   }
 
   template <int kTile>
-  CATTN_INLINE void begin_sum(const PairOutput& to, Index row, Index vector) {
-    begin_sum<kTile>(to.c + row * to.row + vector * Pairs::width,
+  CATTN_INLINE void begin_sum(Pending& pending, const PairOutput& to, Index row, Index vector) {
+    begin_sum<kTile>(pending, to.c + row * to.row + vector * Pairs::width,
                      to.row * static_cast<Index>(sizeof(float)), to.add);
   }
   template <int kTile>
-  CATTN_INLINE void begin_sum(float* c, Index stride, bool add) {
-    store_pending<kTile>();
+  CATTN_INLINE void begin_sum(Pending& pending, float* c, Index stride, bool add) {
+    store_pending<kTile>(pending);
     if (add) {
       tiles_.template load<kTile>(c, stride);
     } else {
       tiles_.template zero<kTile>();
     }
-    pending_[kTile] = {c, stride};
+    pending = {c, stride};
   }
   template <int kTile>
-  CATTN_INLINE void store_pending() {
-    Pending& sum = pending_[kTile];
-    if (!sum.c) return;
-    tiles_.template store<kTile>(sum.c, sum.stride);
-    sum.c = nullptr;
+  CATTN_INLINE void store_pending(Pending& pending) {
+    if (!pending.c) return;
+    tiles_.template store<kTile>(pending.c, pending.stride);
+    pending.c = nullptr;
   }
 
   template <class P, int kC, int kA, int kB>
@@ -281,9 +290,5 @@ class TileProducts {
   }
 
   T tiles_;
-  struct Pending {
-    float* c = nullptr;
-    Index stride = 0;
-  };
-  Pending pending_[4];  // where the sums in registers 0 to 3 go
+  Pending pending_[4];  // where the sums in registers 0 to 3 go, between products
 };
