@@ -238,7 +238,7 @@ CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBloc
   }
 }
 
-// The same of a panel of columns that all rows of a group attend, a number of rows at each step()
+// The same of a panel of columns that all rows of a group attend, some pairs of rows at each step()
 // of the products beside.
 template <class M>
 class RowsKept {

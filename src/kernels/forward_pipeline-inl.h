@@ -5,9 +5,9 @@
 // It serves where no maxima are wanted, so that a weight needs nothing but its score.
 //
 // Keys have their turn in units, those in chunks. At a time there are the scores of the next chunk,
-// which are being multiplied, those of this one, which become weights, and the weights of the unit
-// before, which are multiplied with its values, some columns for each chunk. All of that is to stay
-// in the L1 cache.
+// which are being multiplied, those of this one and the weights that they become, and the weights
+// of the unit before, which are multiplied with its values, some columns for each chunk. All of
+// that is to stay in the L1 cache.
 
 // Weights that are rounded at once.
 template <class M, Index kKeys>
@@ -39,7 +39,8 @@ class RoundedRows {
   typename Vec<T>::V one_ = Round::place_of_zero_within_reach();
 };
 
-// The others, whose exact sums are wanted too: a number of rows for each of `steps` steps.
+// The others: of several parts, a number of rows for each of `steps` steps, or of one part whose
+// exact sums are wanted, a row for each.
 template <class M, Index kKeys>
 class SummedRows {
   using T = typename M::T;
@@ -119,6 +120,7 @@ class ForwardPipeline {
 
  public:
   static constexpr Index key_block = Tile::template Forward<T>::key_block;
+  static_assert(key_block % unit_keys == 0);
 
   CATTN_INLINE ForwardPipeline(const ForwardTask& t, const ForwardScratch<T>& scratch,
                                Matrices& matrices, T factor, Begin begin)
@@ -265,7 +267,9 @@ class ForwardPipeline {
     return scratch_.score + which * row_group * (unit_keys / kChunks);
   }
   CATTN_INLINE typename Matrices::Weights weights(int which, Index first) const {
-    constexpr Index part = row_group * unit_keys;
+    constexpr Index part = row_group * unit_keys,
+                    block = key_block * ForwardScratch<T>::Tiles::query_block;
+    static_assert(2 * part + M::weight_parts * part <= block);  // two buffers of each, in float32
     uint16_t* const all = reinterpret_cast<uint16_t*>(scratch_.score + 2 * part);
     return {all + which * M::weight_parts * part + first * row_group, row_group * kPanel<T>, part};
   }

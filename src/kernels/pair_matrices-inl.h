@@ -537,8 +537,10 @@ struct PairMatrices {
     // The same of a group of rows, and beside.step() between products (TileProducts). A unit is the
     // keys whose weights, of which three parts take more room, are in the L1 cache.
     static constexpr Index unit_keys = weight_parts == 3 ? 32 : 64;
-    static constexpr bool one_product_a_step = parts == 1;
-    // So many steps has this of so many keys, and of all keys of a unit with panels of values.
+    static constexpr bool one_product_a_step =
+        P::OperandProducts::list.count == 1 && P::WeightProducts::list.count == 1;
+    // Of several parts: so many steps has this of so many keys, and of all keys of a unit with
+    // panels of values.
     CATTN_INLINE Index steps_beside(Index keys, Index panels) const {
       return keys / kPairCols * round_up(t_.head_dim, kPairDepth) / kPairDepth *
                  P::OperandProducts::list.count +

@@ -59,7 +59,7 @@ struct RightPairs {
     return {static_cast<uint16_t*>(memory), round_up(depth, kPairDepth) * kPairCols,
             right_elements(depth, cols)};
   }
-  // depth: even; col: a multiple of 16
+  // depth: even; col: a multiple of 16; from a place in between on, whole steps and panels only.
   CATTN_INLINE RightPairs at(Index depth, Index col) const {
     const Index tile = depth / kPairDepth * 2 + col % kPairCols / Pairs::width;
     const Index in_tile = depth % kPairDepth * Pairs::width;
