@@ -371,16 +371,18 @@ template <class M, class T = typename M::T>
   if constexpr (M::pipelines) {
     const auto run = [&]<template <class, Index> class Rows>() {
       rows_in_pipeline = round_up(t.rows - M::row_group / 2, M::row_group);
-      ForwardPipeline<M, Rows, decltype(begin_outputs)> pipeline(t, scratch, matrices, factor,
-                                                                 begin_outputs);
-      for_row_groups<M>(
-          t, key_bytes + value_bytes, {0, rows_in_pipeline},
-          [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
-            pipeline.add(block, terms, row, t.keys + index * key_bytes,
-                         t.values + index * value_bytes);
-          },
-          [&](Index) { pipeline.end_sum(); });
-      pipeline.drain();
+      with_shape<M>(t, [&]<int kHeadSteps, int kValueVectors>() {
+        ForwardPipeline<M, Rows, kHeadSteps, kValueVectors, decltype(begin_outputs)> pipeline(
+            t, scratch, matrices, factor, begin_outputs);
+        for_row_groups<M>(
+            t, key_bytes + value_bytes, {0, rows_in_pipeline},
+            [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
+              pipeline.add(block, terms, row, t.keys + index * key_bytes,
+                           t.values + index * value_bytes);
+            },
+            [&](Index) { pipeline.end_sum(); });
+        pipeline.drain();
+      });
     };
     if (bounded && !t.terms->dropout.on && all_split(matrices, t, key_bytes) &&
         fuses(T(kReachOf<M>), factor)) {

@@ -17,6 +17,8 @@ class RoundedRows {
   using Keeper = typename M::Forward::Keeper;
 
  public:
+  // Up to so many panels of values have their turn all at once: measured.
+  static constexpr int panels_of_one_chunk = 3;
   CATTN_INLINE RoundedRows(const T* s, const typename M::Forward::Weights& weights, Index, T factor,
                            T*)
       : round_(factor), s_(s), p_(weights.p) {}
@@ -47,6 +49,7 @@ class SummedRows {
   using X = Vec<T>;
 
  public:
+  static constexpr int panels_of_one_chunk = M::Forward::one_product_a_step ? 2 : 0;
   CATTN_INLINE SummedRows(const T* s, const typename M::Forward::Weights& weights, Index steps,
                           T factor, T* sums)
       : s_(s),
@@ -109,14 +112,29 @@ CATTN_INLINE void add_more_to_out(const ForwardScratch<T>& scratch, Index rows, 
   }
 }
 
+// The size of a head in steps of products, that of values in vectors.
+template <class M>
+CATTN_INLINE Index head_steps(const ForwardTask& t) {
+  return round_up(t.head_dim, M::depth_step) / M::depth_step;
+}
+template <class M>
+CATTN_INLINE Index value_vectors(const ForwardTask& t) {
+  constexpr Index width = Vec<typename M::T>::width;
+  return round_up(t.value_dim, width) / width;
+}
+
 // Begin: begin(row) returns whether the rows from `row` on have outputs, which are to be added to,
 // and notes that they have some now.
-template <class M, template <class, Index> class Rows, class Begin>
+// kHeadSteps, kValueVectors: those of the task, where loops are to be written out for them; else 0.
+template <class M, template <class, Index> class Rows, int kHeadSteps, int kValueVectors,
+          class Begin>
 class ForwardPipeline {
   using T = typename M::T;
+  using X = Vec<T>;
   using Matrices = typename M::Forward;
   static constexpr Index row_group = M::row_group;
   static constexpr Index unit_keys = M::Forward::unit_keys;
+  static constexpr int kPanelVectors = kPanel<T> / X::width;
 
  public:
   static constexpr Index key_block = Tile::template Forward<T>::key_block;
@@ -129,7 +147,8 @@ class ForwardPipeline {
         matrices_(matrices),
         begin_(begin),
         factor_(factor),
-        panels_(round_up(t.value_dim, kPanel<T>) / kPanel<T>) {}
+        head_steps_{head_steps<M>(t)},
+        value_vectors_{value_vectors<M>(t)} {}
 
   // A key block for a group of rows from `row` on.
   CATTN_INLINE void add(const ScoreBlock& block, const ScoreTerms& terms, Index row,
@@ -164,17 +183,16 @@ class ForwardPipeline {
     const char *key = nullptr, *value = nullptr;
     bool add = false, plain = true, masked = false, ends = false;
   };
-  struct Nothing {
-    CATTN_INLINE void step() {}
-  };
 
   template <class F>
   CATTN_INLINE void with_chunks(F f) const {
+    constexpr int panels_of_one = Rows<M, unit_keys>::panels_of_one_chunk;
     if constexpr (unit_keys == kPanel<T>) {
       f.template operator()<1>();
-    } else if (M::weight_parts == 1 && panels_ <= 2) {
-      f.template operator()<1>();
     } else {
+      if constexpr (panels_of_one > 0) {
+        if (value_vectors_ <= panels_of_one * kPanelVectors) return f.template operator()<1>();
+      }
       f.template operator()<2>();
     }
   }
@@ -183,7 +201,7 @@ class ForwardPipeline {
     if (scores_.key) {
       advance<kChunks>(unit);
     } else {
-      Nothing nothing;
+      NothingBeside nothing;
       scores<kChunks>(unit, 0, nothing);
       matrices_.settle();
     }
@@ -192,8 +210,7 @@ class ForwardPipeline {
   template <int kChunks>
   [[gnu::noinline]] void drain_units() {
     advance<kChunks>(Unit{});
-    Nothing nothing;
-    for (int chunk = 0; chunk < kChunks; ++chunk) values<kChunks>(chunk, nothing);
+    values_apart();
     matrices_.settle();
     if (weights_.ends) end_sum_of(weights_.row);
     scores_ = weights_ = Unit{};
@@ -203,25 +220,35 @@ class ForwardPipeline {
   // weights before them with their values.
   template <int kChunks>
   [[gnu::noinline]] void advance(const Unit& next) {
-    constexpr Index keys = unit_keys / kChunks;
-    T* sums = scratch_.from(scores_.row).sum;
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      T* const s = score_buffer<kChunks>(1 - free_);
-      if (!scores_.plain) transform<kChunks>(chunk, s);
-      Rows<M, keys> rows(s, weights(turn_, chunk * keys),
-                         matrices_.steps_beside(keys, panels_ / kChunks), factor_, sums);
-      if (chunk + 1 < kChunks) {
-        scores<kChunks>(scores_, chunk + 1, rows);
-      } else if (next.key) {
-        scores<kChunks>(next, 0, rows);
-      }
-      if (weights_.key) values<kChunks>(chunk, rows);
-      rows.finish();
-      matrices_.settle();
+    if constexpr (kChunks == 1) {
+      advance_chunk<kChunks, 0>(next);
+    } else {
+      advance_chunk<kChunks, 0>(next);
+      advance_chunk<kChunks, 1>(next);
     }
     if (weights_.ends) end_sum_of(weights_.row);
     turn_ = 1 - turn_;
     weights_ = scores_;
+  }
+  template <int kChunks, int kChunk>
+  CATTN_INLINE void advance_chunk(const Unit& next) {
+    constexpr Index keys = unit_keys / kChunks;
+    T* const s = score_buffer<kChunks>(1 - free_);
+    if (!scores_.plain) transform<kChunks>(kChunk, s);
+    Rows<M, keys> rows(s, weights(turn_, kChunk * keys), steps_beside<kChunks>(), factor_,
+                       scratch_.from(scores_.row).sum);
+    if constexpr (kChunk + 1 < kChunks) {
+      scores<kChunks>(scores_, kChunk + 1, rows);
+    } else if (next.key) {
+      scores<kChunks>(next, 0, rows);
+    }
+    if (weights_.keys == unit_keys) {
+      values<kChunks, kChunk>(rows);
+    } else if (weights_.key && kChunk + 1 == kChunks) {
+      values_apart();
+    }
+    rows.finish();
+    matrices_.settle();
   }
 
   [[gnu::noinline]] void end_sum_of(Index row) {
@@ -245,23 +272,51 @@ class ForwardPipeline {
   template <int kChunks, class Beside>
   CATTN_INLINE void scores(const Unit& unit, int chunk, Beside& beside) {
     constexpr Index keys = unit_keys / kChunks;
-    matrices_.scores_beside(unit.row, unit.key, unit.first + chunk * keys, keys,
-                            score_buffer<kChunks>(free_), beside);
+    matrices_.template scores_beside<keys>(unit.row, unit.key, unit.first + chunk * keys,
+                                           head_steps_, score_buffer<kChunks>(free_), beside);
     free_ = 1 - free_;
   }
-  template <int kChunks, class Beside>
-  CATTN_INLINE void values(int chunk, Beside& beside) {
-    const auto p = weights(1 - turn_, 0);
-    // All of them, if they are few: a loop of a known length.
-    const Index keys = unit_keys == kPanel<T> ? unit_keys : weights_.keys;
-    const ForwardScratch<T> rows = scratch_.from(weights_.row);
-    const Range columns{panels_ * chunk / kChunks * kPanel<T>,
-                        panels_ * (chunk + 1) / kChunks * kPanel<T>};
-    matrices_.values_beside(p, keys, weights_.value, weights_.first, columns,
-                            M::sums_afresh ? scratch_.out_more : rows.out, weights_.add, beside);
-    if (chunk == 0) matrices_.sums_beside(p, keys, rows.weight_sum, beside);
+  // Of a whole unit, the columns for a chunk.
+  template <int kChunks, int kChunk, class Beside>
+  CATTN_INLINE void values(Beside& beside) {
+    constexpr Count<unit_keys / M::depth_step> key_steps;
+    if constexpr (kValueVectors % (kPanelVectors * kChunks) == 0 && kValueVectors > 0) {
+      constexpr Count<kValueVectors / kChunks> vectors;
+      add_values(key_steps, kChunk * vectors, vectors, beside);
+    } else {
+      const Index panels = value_vectors_ / kPanelVectors;
+      const Index first = panels * kChunk / kChunks * kPanelVectors,
+                  end = kChunk + 1 < kChunks ? panels * (kChunk + 1) / kChunks * kPanelVectors
+                                             : value_vectors_;
+      add_values(key_steps, first, Count<>{end - first}, beside);
+    }
+    if constexpr (kChunk == 0) add_sums(unit_keys, beside);
   }
-
+  // Behind the products of scores, if keys are few or no scores come next.
+  [[gnu::noinline]] void values_apart() {
+    NothingBeside nothing;
+    add_values(Count<>{weights_.keys / M::depth_step}, 0, Count<>{value_vectors_}, nothing);
+    add_sums(weights_.keys, nothing);
+  }
+  template <int kKeySteps, int kVectors, class Beside>
+  CATTN_INLINE void add_values(Count<kKeySteps> key_steps, Index first, Count<kVectors> vectors,
+                               Beside& beside) {
+    matrices_.values_beside(
+        weights(1 - turn_, 0), key_steps, weights_.value, weights_.first, first * X::width, vectors,
+        M::sums_afresh ? scratch_.from(weights_.row).out_more : scratch_.from(weights_.row).out,
+        weights_.add, beside);
+  }
+  template <class Beside>
+  CATTN_INLINE void add_sums(Index keys, Beside& beside) {
+    matrices_.sums_beside(weights(1 - turn_, 0), keys, scratch_.from(weights_.row).weight_sum,
+                          beside);
+  }
+  template <int kChunks>
+  CATTN_INLINE Index steps_beside() const {
+    return Matrices::steps_beside(
+        unit_keys / kChunks, head_steps_,
+        round_up(value_vectors_, kPanelVectors) / kPanelVectors / kChunks);
+  }
   template <int kChunks>
   CATTN_INLINE T* score_buffer(int which) const {
     return scratch_.score + which * row_group * (unit_keys / kChunks);
@@ -279,8 +334,21 @@ class ForwardPipeline {
   Matrices& matrices_;
   Begin begin_;
   const T factor_;
-  const Index panels_;       // of columns of values
+  const Count<kHeadSteps> head_steps_;
+  const Count<kValueVectors> value_vectors_;
   bool in_sum_ = false;      // whether units have been added to the sum at hand
   int free_ = 0, turn_ = 0;  // the buffers of scores and of weights that are written next
   Unit scores_, weights_;    // whose first chunk of scores is there; whose weights are there
 };
+
+// Calls f.template operator()<kHeadSteps, kValueVectors>() for the shape of a task: where there is
+// one part, loops that are written out for the common ones take a tenth less.
+template <class M, class F>
+CATTN_INLINE void with_shape(const ForwardTask& t, F f) {
+  const Index steps = head_steps<M>(t), vectors = value_vectors<M>(t);
+  if constexpr (M::weight_parts == 1) {
+    if (steps == 2 && vectors == 4) return f.template operator()<2, 4>();
+    if (steps == 4 && vectors == 8) return f.template operator()<4, 8>();
+  }
+  f.template operator()<0, 0>();
+}

@@ -18,6 +18,28 @@ CATTN_INLINE Range whole(Range range, Index step) {
   return {range.begin / step * step, round_up(range.end, step)};
 }
 
+// How often a loop turns: kKnown times, or n times if that is 0.
+template <int kKnown = 0>
+struct Count {
+  Index n = kKnown;
+  CATTN_INLINE constexpr operator Index() const { return kKnown ? kKnown : n; }
+};
+// Calls f() `count` times; if the number is known, they stand one behind the other.
+template <int kKnown, class F>
+CATTN_INLINE void repeat(Count<kKnown> count, F f) {
+  if constexpr (kKnown > 0) {
+    CATTN_UNROLL
+    for (int i = 0; i < kKnown; ++i) f();
+  } else {
+    for (Index i = 0; i < count; ++i) f();
+  }
+}
+
+// What takes place between products if nothing does.
+struct NothingBeside {
+  CATTN_INLINE void step() const {}
+};
+
 template <class T>
 CATTN_INLINE void fill(T* p, Index count, T value) {
   for (Index i = 0; i < count; ++i) p[i] = value;

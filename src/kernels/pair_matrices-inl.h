@@ -541,31 +541,28 @@ struct PairMatrices {
         P::OperandProducts::list.count == 1 && P::WeightProducts::list.count == 1;
     // Of several parts: so many steps has this of so many keys, and of all keys of a unit with
     // panels of values.
-    CATTN_INLINE Index steps_beside(Index keys, Index panels) const {
-      return keys / kPairCols * round_up(t_.head_dim, kPairDepth) / kPairDepth *
-                 P::OperandProducts::list.count +
+    CATTN_INLINE static Index steps_beside(Index keys, Index head_steps, Index panels) {
+      return keys / kPairCols * head_steps * P::OperandProducts::list.count +
              unit_keys / kPairDepth * panels * P::WeightProducts::list.count;
     }
-    template <class Beside>
-    CATTN_INLINE void scores_beside(Index row, const char* key, Index first, Index keys, float* s,
-                                    Beside& beside) {
+    // s = query * key of kKeys keys from `first` on, over a head size of so many steps.
+    template <int kKeys, int kHeadSteps, class Beside>
+    CATTN_INLINE void scores_beside(Index row, const char* key, Index first,
+                                    Count<kHeadSteps> head_steps, float* s, Beside& beside) {
       const Packed packed{Operand::key, tiling, t_.head_dim, key};
       micro_.template product<typename P::OperandProducts, row_group>(
-          memory_.query.at(row, 0), packed.right().at(0, first),
-          {0, round_up(t_.head_dim, kPairDepth)}, keys / Pairs::width,
-          PairOutput{s, keys, kPairCols, false}, beside);
+          memory_.query.at(row, 0), packed.right().at(0, first), head_steps,
+          Count<kKeys / Pairs::width>{}, PairOutput{s, kKeys, kPairCols, false}, beside);
     }
-    // out += weights * value, over `keys` keys from `first` on and some columns of values.
-    template <class Beside>
-    CATTN_INLINE void values_beside(const LeftPairs& weights, Index keys, const char* value,
-                                    Index first, Range columns, float* out, bool add,
-                                    Beside& beside) {
+    // out += weights * value, over some keys from `first` on and vectors of columns from `col` on.
+    template <int kKeySteps, int kVectors, class Beside>
+    CATTN_INLINE void values_beside(const LeftPairs& weights, Count<kKeySteps> key_steps,
+                                    const char* value, Index first, Index col,
+                                    Count<kVectors> vectors, float* out, bool add, Beside& beside) {
       const Packed packed{Operand::value, tiling, t_.value_dim, value};
       const PairOutput to{out, kPanel<float>, query_block * kPanel<float>, add};
-      const Index cols = smaller(columns.end, t_.value_dim) - columns.begin;
       micro_.template product<typename P::WeightProducts, row_group>(
-          weights, packed.right().at(first, columns.begin), {0, keys},
-          round_up(cols, Pairs::width) / Pairs::width, to.from(0, columns.begin), beside);
+          weights, packed.right().at(first, col), key_steps, vectors, to.from(0, col), beside);
     }
     template <class Beside>
     CATTN_INLINE void sums_beside(const LeftPairs& weights, Index keys, float* sums,

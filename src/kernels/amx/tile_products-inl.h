@@ -1,8 +1,3 @@
-// What takes place between products if nothing does.
-struct NothingBeside {
-  CATTN_INLINE void step() const {}
-};
-
 // The micro-kernel of multiply_pairs in tile registers: 32 x 32 outputs, the sums of products of
 // 32 rows and 32 columns over a chain of steps, each 32 elements of the depth in one of the
 // products of parts. T is HardwareTiles (amx/tile.h) or EmulatedTiles.
@@ -42,17 +37,23 @@ class TileProducts {
                             PairOutput to, Beside& beside = kNothing) {
     left.p += depth.begin / kPairDepth * left.panel;
     right.p += depth.begin / kPairDepth * 2 * kPairTile;
-    const Index steps = (depth.end - depth.begin) / kPairDepth;
+    product<P, kRows>(left, right, Count<>{(depth.end - depth.begin) / kPairDepth},
+                      Count<>{vectors}, to, beside);
+  }
+  // The same over the first `steps` panels of the depth.
+  template <class P, int kRows, int kSteps, int kVectors, class Beside>
+  CATTN_INLINE void product(LeftPairs left, RightPairs right, Count<kSteps> steps,
+                            Count<kVectors> vectors, PairOutput to, Beside& beside) {
     if constexpr (kRows == 2 * kTileRows && P::list.count == 1) {
       if (steps == 1) return short_products<P, 1>(left, right, vectors, to, beside);
       if (steps == 2) return short_products<P, 2>(left, right, vectors, to, beside);
     }
-    for (; vectors > 1; vectors -= 2) {
+    repeat(Count<kVectors / 2>{vectors / 2}, [&]() CATTN_INLINE_LAMBDA {
       tile<P, kRows, 2>(left, right, steps, to, beside);
       right.p += right.panel;
       to.c += to.panel;
-    }
-    if (vectors > 0) tile<P, kRows, 1>(left, right, steps, to, beside);
+    });
+    if (vectors % 2 > 0) tile<P, kRows, 1>(left, right, steps, to, beside);
   }
 
   // The same to put(rows, r, col), some rows at a time in vector registers.
@@ -143,9 +144,9 @@ class TileProducts {
   // Over a depth of one or two steps, whose left operand stays in registers 4 to 7: the sums, in
   // registers 0 and 1, are taken one after the other. (Who goes on with them flushes first: other
   // products have them in other registers.)
-  template <class P, int kSteps, class Beside>
-  CATTN_INLINE void short_products(const LeftPairs& left, const RightPairs& right, Index vectors,
-                                   const PairOutput& to, Beside& beside) {
+  template <class P, int kSteps, int kVectors, class Beside>
+  CATTN_INLINE void short_products(const LeftPairs& left, const RightPairs& right,
+                                   Count<kVectors> vectors, const PairOutput& to, Beside& beside) {
     store_pending<2>(pending_[2]);
     store_pending<3>(pending_[3]);
     Pending pending[2] = {pending_[0], pending_[1]};
@@ -159,7 +160,8 @@ class TileProducts {
       load_left.template operator()<6>(0, 1);
       load_left.template operator()<7>(kTileRows, 1);
     }
-    for (Index v = 0; v < vectors; ++v) {
+    Index v = 0;
+    repeat(vectors, [&]() CATTN_INLINE_LAMBDA {
       const uint16_t* const b = right.p + v / 2 * right.panel + v % 2 * kPairTile;
       float* const c = to.c + v / 2 * to.panel + v % 2 * Pairs::width;
       const PairOutput sums{c, to.row, to.panel, to.add};
@@ -179,15 +181,16 @@ class TileProducts {
         multiply_add<P, 1, 7, 3>();
         beside.step();
       }
-    }
+      ++v;
+    });
     pending_[0] = pending[0];
     pending_[1] = pending[1];
   }
 
   // One tile: all sums at once in registers 0 to 3, so that what is loaded for a step serves up to
   // four products.
-  template <class P, int kRows, int kVectors, class Beside>
-  CATTN_INLINE void tile(const LeftPairs& left, const RightPairs& right, Index steps,
+  template <class P, int kRows, int kVectors, int kSteps, class Beside>
+  CATTN_INLINE void tile(const LeftPairs& left, const RightPairs& right, Count<kSteps> steps,
                          const PairOutput& to, Beside& beside) {
     if constexpr (kApart) {
       tile_apart<P, kRows, kVectors>(left, right, steps, to, beside);
@@ -195,35 +198,31 @@ class TileProducts {
       tile_here<P, kRows, kVectors>(left, right, steps, to, beside);
     }
   }
-  template <class P, int kRows, int kVectors, class Beside>
-  [[gnu::noinline]] void tile_apart(const LeftPairs& left, const RightPairs& right, Index steps,
-                                    const PairOutput& to, Beside& beside) {
+  template <class P, int kRows, int kVectors, int kSteps, class Beside>
+  [[gnu::noinline]] void tile_apart(const LeftPairs& left, const RightPairs& right,
+                                    Count<kSteps> steps, const PairOutput& to, Beside& beside) {
     tile_here<P, kRows, kVectors>(left, right, steps, to, beside);
   }
-  template <class P, int kRows, int kVectors, class Beside>
-  CATTN_INLINE void tile_here(const LeftPairs& left, const RightPairs& right, Index steps,
+  template <class P, int kRows, int kVectors, int kSteps, class Beside>
+  CATTN_INLINE void tile_here(const LeftPairs& left, const RightPairs& right, Count<kSteps> steps,
                               const PairOutput& to, Beside& beside) {
     constexpr int small = P::list.small;
     if constexpr (small > 0) products<P, kRows, kVectors, 0, small>(left, right, steps, to, beside);
     products<P, kRows, kVectors, small, P::list.count>(left, right, steps, to, beside);
   }
   // Its products of parts [kFrom, kTo), step by step of the depth.
-  template <class P, int kRows, int kVectors, int kFrom, int kTo, class Beside>
-  CATTN_INLINE void products(LeftPairs left, RightPairs right, Index steps, const PairOutput& to,
-                             Beside& beside) {
-    const auto next = [](LeftPairs& l, RightPairs& r) {
-      l.p += l.panel;
-      r.p += 2 * kPairTile;
+  template <class P, int kRows, int kVectors, int kFrom, int kTo, int kSteps, class Beside>
+  CATTN_INLINE void products(LeftPairs left, RightPairs right, Count<kSteps> steps,
+                             const PairOutput& to, Beside& beside) {
+    const auto take = [&]<bool kBegins>() CATTN_INLINE_LAMBDA {
+      step<P, kRows, kVectors, kFrom, kTo, false, kBegins>(left, right, to, beside);
+      left.p += left.panel;
+      right.p += 2 * kPairTile;
     };
-    constexpr bool begins = kFrom == 0;
-    if constexpr (begins) {
-      step<P, kRows, kVectors, 0, kTo, false, true>(left, right, to, beside);
-      next(left, right);
-    }
-    for (Index i = begins; i < steps; ++i) {
-      step<P, kRows, kVectors, kFrom, kTo, false, false>(left, right, to, beside);
-      next(left, right);
-    }
+    constexpr int begun = kFrom == 0;
+    if constexpr (begun) take.template operator()<true>();
+    repeat(Count<kSteps ? kSteps - begun : 0>{steps - begun},
+           [&]() CATTN_INLINE_LAMBDA { take.template operator()<false>(); });
   }
   // A step of theirs. kShares: what kProduct has in common with the product before is loaded.
   template <class P, int kRows, int kVectors, int kProduct, int kTo, bool kShares, bool kBegins,
