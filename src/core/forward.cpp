@@ -24,6 +24,10 @@ struct Entry {
   Index first_item;    // (kv head, query block, head of the group) in order
 };
 
+struct QueryBlock {
+  Index head, block;
+};
+
 // The packed keys and values of one (batch, kv head) pair.
 struct PackedPair {
   char* keys;
@@ -77,9 +81,7 @@ class Forward {
           },
           [&](Index pair, Index part, int32_t owner, int32_t thread) {
             const Entry& e = entry(pair);
-            const Index head = pair % p_.heads_kv * p_.group + part % p_.group;
-            const Index block = e.query_blocks - 1 - part / p_.group;
-            attend(e, head, block, owner * most_blocks_, thread);
+            attend(e, pair % p_.heads_kv, part, owner * most_blocks_, thread);
           });
       return;
     }
@@ -95,9 +97,8 @@ class Forward {
     parallel_items(items_, threads, p_.executor, [&](Index item, int32_t thread) {
       const Entry& e = entry_of(entries_, &Entry::first_item, item);
       const Index per_pair = p_.group * e.query_blocks, rest = item - e.first_item;
-      const Index h = rest / per_pair, block = rest % per_pair / p_.group;
-      attend(e, h * p_.group + rest % p_.group, e.query_blocks - 1 - block, packed_at(e, h),
-             thread);
+      const Index h = rest / per_pair;
+      attend(e, h, rest % per_pair, packed_at(e, h), thread);
     });
   }
 
@@ -145,7 +146,13 @@ class Forward {
     if (tangents_) pack_set(p_.k_tangent, p_.v_tangent, 1);
   }
 
-  void attend(const Entry& e, Index h, Index block, Index where, int32_t thread) const {
+  // The query block of a part of the work for a kv head.
+  QueryBlock query_block(const Entry& e, Index kv_head, Index part) const {
+    return {kv_head * p_.group + part % p_.group, e.query_blocks - 1 - part / p_.group};
+  }
+
+  void attend(const Entry& e, Index kv_head, Index part, Index where, int32_t thread) const {
+    const auto [h, block] = query_block(e, kv_head, part);
     const Index first_query = block * tiling_.query_block;
     const Index row = e.sequence.first_query + first_query, b = e.batch;
     const ScoreTerms terms = p_.terms(b, h);
@@ -171,6 +178,11 @@ class Forward {
     } else if (own_lse_) {
       task.lse = data_ + lse_at_ + thread * lse_bytes_;
       task.lse_stride = 1;
+    }
+    if (part + 1 < p_.group * e.query_blocks) {
+      const auto [next_head, next_block] = query_block(e, kv_head, part + 1);
+      const Index next_row = e.sequence.first_query + next_block * tiling_.query_block;
+      task.next_q = p_.rows(p_.q, b, next_head, next_row).data;
     }
     task.scratch = data_ + scratch_at_ + thread * scratch_bytes_;
     if (tangents_) {

@@ -3,6 +3,7 @@
 // their weights p (softmax-inl.h), and o += p v.
 // clang-format off: each uses what stands before it
 #include "kernels/softmax-inl.h"
+#include "kernels/ahead-inl.h"
 #include "kernels/forward_pipeline-inl.h"
 // clang-format on
 
@@ -334,7 +335,7 @@ struct StoreBoundedProbabilities {
 // The loop over key blocks, shared by all types in memory.
 template <class M, class T = typename M::T>
 [[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch,
-                              const PackedQueries<T>& queries) {
+                              const PackedQueries<T>& queries, const ForwardAhead& ahead) {
   using Tiles = typename Tile::Forward<T>;
   constexpr Index key_block = Tiles::key_block;
   constexpr Tiling tiling{Tiles::query_block, key_block};
@@ -373,7 +374,7 @@ template <class M, class T = typename M::T>
       rows_in_pipeline = round_up(t.rows - M::row_group / 2, M::row_group);
       with_shape<M>(t, [&]<int kHeadSteps, int kValueVectors>() {
         ForwardPipeline<M, Rows, kHeadSteps, kValueVectors, decltype(begin_outputs)> pipeline(
-            t, scratch, matrices, factor, begin_outputs);
+            t, scratch, matrices, factor, ahead, begin_outputs);
         for_row_groups<M>(
             t, key_bytes + value_bytes, {0, rows_in_pipeline},
             [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
@@ -471,7 +472,8 @@ void forward(const ForwardTask& t) {
                                         M::sums_afresh);
   if (!t.lse) scratch.sum = scratch.weight_sum;  // who would need the other one?
   prepare_rows<M>(t, scratch);
-  attend<M>(t, scratch, M::Forward::template pack_queries<S>(t, scratch.query, scratch.end));
+  attend<M>(t, scratch, M::Forward::template pack_queries<S>(t, scratch.query, scratch.end),
+            ForwardAhead::of<S>(t));
   finish_rows<typename M::T, S>(t, scratch);
 }
 

@@ -9,6 +9,9 @@
 // of the unit before, which are multiplied with its values, some columns for each chunk. All of
 // that is to stay in the L1 cache.
 
+// A line of memory ahead is fetched for so many rows.
+constexpr int kRowsPerLine = 4;
+
 // Weights that are rounded at once.
 template <class M, Index kKeys>
 class RoundedRows {
@@ -20,10 +23,11 @@ class RoundedRows {
   // Up to so many panels of values have their turn all at once: measured.
   static constexpr int panels_of_one_chunk = 3;
   CATTN_INLINE RoundedRows(const T* s, const typename M::Forward::Weights& weights, Index, T factor,
-                           T*)
-      : round_(factor), s_(s), p_(weights.p) {}
+                           T*, ForwardAhead& ahead)
+      : round_(factor), s_(s), p_(weights.p), ahead_(ahead) {}
   CATTN_INLINE void step() {
     if (left_ <= 0) return;
+    if (left_ % kRowsPerLine == 0) ahead_.fetch();
     --left_;
     round_(s_, {0, kKeys}, one_, Keeper{{p_, M::row_group * kPanel<T>, 0}});
     s_ += kKeys;
@@ -38,6 +42,7 @@ class RoundedRows {
   const T* s_;
   uint16_t* p_;
   int left_ = static_cast<int>(M::row_group);
+  ForwardAhead& ahead_;
   typename Vec<T>::V one_ = Round::place_of_zero_within_reach();
 };
 
@@ -51,12 +56,13 @@ class SummedRows {
  public:
   static constexpr int panels_of_one_chunk = M::Forward::one_product_a_step ? 2 : 0;
   CATTN_INLINE SummedRows(const T* s, const typename M::Forward::Weights& weights, Index steps,
-                          T factor, T* sums)
+                          T factor, T* sums, ForwardAhead& ahead)
       : s_(s),
         to_{weights},
         by_(X::set1(factor)),
         sums_(sums),
-        per_step_((kOne * M::row_group + steps - 1) / steps) {}
+        per_step_((kOne * M::row_group + steps - 1) / steps),
+        ahead_(ahead) {}
   CATTN_INLINE void step() {
     if constexpr (M::Forward::one_product_a_step) {
       if (left_ > 0) next();
@@ -70,6 +76,7 @@ class SummedRows {
 
  private:
   CATTN_INLINE void next() {
+    if (left_ % kRowsPerLine == 0) ahead_.fetch();
     --left_;
     auto to = to_;
     auto total = X::load(sums_);
@@ -94,6 +101,7 @@ class SummedRows {
   const typename X::V by_;
   T* sums_;
   Index per_step_, due_ = 0, left_ = M::row_group;
+  ForwardAhead& ahead_;
 };
 
 // Adds `out_more` to the outputs of some rows, if there are some; else it becomes them.
@@ -141,12 +149,13 @@ class ForwardPipeline {
   static_assert(key_block % unit_keys == 0);
 
   CATTN_INLINE ForwardPipeline(const ForwardTask& t, const ForwardScratch<T>& scratch,
-                               Matrices& matrices, T factor, Begin begin)
+                               Matrices& matrices, T factor, const ForwardAhead& ahead, Begin begin)
       : t_(t),
         scratch_(scratch),
         matrices_(matrices),
         begin_(begin),
         factor_(factor),
+        ahead_(ahead),
         head_steps_{head_steps<M>(t)},
         value_vectors_{value_vectors<M>(t)} {}
 
@@ -236,7 +245,7 @@ class ForwardPipeline {
     T* const s = score_buffer<kChunks>(1 - free_);
     if (!scores_.plain) transform<kChunks>(kChunk, s);
     Rows<M, keys> rows(s, weights(turn_, kChunk * keys), steps_beside<kChunks>(), factor_,
-                       scratch_.from(scores_.row).sum);
+                       scratch_.from(scores_.row).sum, ahead_);
     if constexpr (kChunk + 1 < kChunks) {
       scores<kChunks>(scores_, kChunk + 1, rows);
     } else if (next.key) {
@@ -334,6 +343,7 @@ class ForwardPipeline {
   Matrices& matrices_;
   Begin begin_;
   const T factor_;
+  ForwardAhead ahead_;
   const Count<kHeadSteps> head_steps_;
   const Count<kValueVectors> value_vectors_;
   bool in_sum_ = false;      // whether units have been added to the sum at hand

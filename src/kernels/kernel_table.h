@@ -116,7 +116,8 @@ struct ForwardTask {
   Rows out;                    // written: rows x value_dim
   void* lse;                   // written if not null, one element per row, lse_stride apart
   Index lse_stride;
-  void* scratch;  // forward_scratch_bytes
+  const void* next_q = nullptr;  // where the queries of the next task begin, if that is known
+  void* scratch;                 // forward_scratch_bytes
 };
 
 // The probabilities of the same block, before dropout, once its lse is known.
