@@ -141,12 +141,6 @@ struct StoreScoreGradients {
   }
 };
 
-// x, or if it is NaN one whose last bits are zeros: rounded by whole numbers it stays NaN.
-template <class T>
-CATTN_INLINE T with_short_nan(T x) {
-  return x == x ? x : T(__builtin_nanf(""));
-}
-
 // From the products s and dp of two rows to their probabilities and score gradients, in registers.
 // A row that is missing comes to 0.
 template <class M>
@@ -167,9 +161,9 @@ class GradientsOfRows {
     CATTN_UNROLL
     for (Index i = 0; i < 2; ++i) {
       const RowScale<T> of_row = i < count ? row_scales[i] : nothing;
-      shift_[i] = X::set1(with_short_nan(of_row.shift));
-      scale_[i] = X::set1(with_short_nan(of_row.scale));
-      d_[i] = X::set1(i < count ? with_short_nan(delta[i]) : T(0));
+      shift_[i] = X::set1(of_row.shift);
+      scale_[i] = X::set1(of_row.scale);
+      d_[i] = X::set1(i < count ? delta[i] : T(0));
     }
   }
   CATTN_INLINE Panel panel(const T* s, const T* dp, Index stride) const {
@@ -191,55 +185,77 @@ class GradientsOfRows {
   V by_, shift_[2], scale_[2], d_[2];
 };
 
-// Probabilities and score gradients of a group of rows to `matrices`, which keeps them for the
-// products that add. Scores are plain.
+// The panels of columns that groups of rows attend, or some of their rows, group by group.
+template <class M>
+class PanelsOfBlock {
+ public:
+  CATTN_INLINE explicit PanelsOfBlock(const ScoreBlock& block)
+      : block_(block),
+        all_full_(block.full(0, block.rows, 0, block.cols) && block.rows % M::row_group == 0 &&
+                  block.cols % kCols == 0) {
+    begin_group(0);
+  }
+  CATTN_INLINE bool has_one() const { return row_ < block_.rows; }
+  CATTN_INLINE void next() {
+    col_ += kCols;
+    if (col_ >= columns_.end) begin_group(row_ + M::row_group);
+  }
+  CATTN_INLINE Index row() const { return row_; }
+  CATTN_INLINE Index col() const { return col_; }
+  CATTN_INLINE ScoreBlock group() const { return block_.rows_from(row_, M::row_group); }
+  CATTN_INLINE bool is_first() const { return col_ == columns_.begin; }
+  CATTN_INLINE bool is_last() const { return col_ + kCols >= columns_.end; }
+  // Whether there are all rows, and they attend all of the panel.
+  CATTN_INLINE bool is_full() const {
+    if (all_full_) return true;
+    const ScoreBlock group = this->group();
+    return group.rows == M::row_group && group.full(0, group.rows, col_, col_ + kCols);
+  }
+
+ private:
+  static constexpr Index kCols = kPanel<typename M::T>;
+  CATTN_INLINE void begin_group(Index row) {
+    for (row_ = row; row_ < block_.rows; row_ += M::row_group) {
+      const ScoreBlock group = this->group();
+      columns_ = whole(group.columns(0, group.rows), kCols);
+      col_ = columns_.begin;
+      if (columns_.begin < columns_.end) return;
+    }
+  }
+  const ScoreBlock& block_;
+  const bool all_full_;
+  Index row_ = 0, col_ = 0;
+  Range columns_{0, 0};
+};
+
+// Probabilities and score gradients of a panel to `matrices`, which keeps them for the products
+// that add: 0 where it is not attended.
 template <class M, class T = typename M::T>
-CATTN_INLINE void keep_gradients(typename M::Backward& matrices, const ScoreBlock& group,
-                                 const T* s, const T* dp, T factor, const RowScale<T>* row_scales,
-                                 const T* delta) {
+[[gnu::noinline]] void keep_attended(const typename M::Backward& matrices,
+                                     const PanelsOfBlock<M>& panel, const T* s, const T* dp,
+                                     T factor, const RowScale<T>* row_scales, const T* delta) {
   using X = Vec<T>;
-  using V = typename X::V;
-  constexpr Index stride = Tile::Backward<T>::key_block;
-  constexpr Index awake = kRowsAwake >> M::gradient_parts;  // a row takes longer the more parts
-  const Range columns = whole(group.columns(0, group.rows), kPanel<T>);
-  // Whether all that is kept is attended.
-  const bool full =
-      group.rows == M::row_group && group.full(0, group.rows, columns.begin, columns.end);
-  for (Index r = 0; r < M::row_group; r += 2) {
-    if (r >= group.rows) {  // nothing, up to whole steps of depth
-      const V none[2][2] = {{X::zero(), X::zero()}, {X::zero(), X::zero()}};
-      auto keeper = matrices.row_keeper(r, columns.begin);
-      for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel())
-        keeper.keep(none, none);
-      continue;
-    }
-    if (r % awake == awake / 2) M::stay_awake();
-    Range attended[2];
-    for (Index i = 0; i < 2; ++i)
-      attended[i] = r + i < group.rows ? group.columns(r + i, 1) : Range{0, 0};
+  const ScoreBlock group = panel.group();
+  auto keeper = matrices.row_keeper(0, panel.col());
+  for (Index r = 0; r < M::row_group; r += 2, keeper.next_rows()) {
     const GradientsOfRows<M> rows(factor, row_scales + r, delta + r, group.rows - r);
-    auto keeper = matrices.row_keeper(r, columns.begin);
-    for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel()) {
-      auto [p, ds] = rows.panel(s + r * stride + c, dp + r * stride + c, stride);
-      if (!full) {
-        CATTN_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          CATTN_UNROLL
-          for (int j = 0; j < 2; ++j) {
-            const Index at = c + j * X::width;
-            const auto lanes = X::lanes_between(attended[i].begin - at, attended[i].end - at);
-            p[i][j] = X::select(lanes, p[i][j], X::zero());
-            ds[i][j] = X::select(lanes, ds[i][j], X::zero());
-          }
-        }
+    auto [p, ds] = rows.panel(s + r * kPanel<T>, dp + r * kPanel<T>, kPanel<T>);
+    CATTN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const Range attended = r + i < group.rows ? group.columns(r + i, 1) : Range{0, 0};
+      CATTN_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const Index at = panel.col() + j * X::width;
+        const auto lanes = X::lanes_between(attended.begin - at, attended.end - at);
+        p[i][j] = X::select(lanes, p[i][j], X::zero());
+        ds[i][j] = X::select(lanes, ds[i][j], X::zero());
       }
-      keeper.keep(p, ds);
     }
+    keeper.keep(p, ds);
   }
 }
 
-// The same of a panel of columns that all rows of a group attend, some pairs of rows at each step()
-// of the products beside.
+// The same of a panel that is full, some pairs of rows at each step() of the products beside.
 template <class M>
 class RowsKept {
   using T = typename M::T;
@@ -281,37 +297,48 @@ class RowsKept {
   Index due_ = 0, row_ = 0;
 };
 
-// keep_gradients and dq of a block that is attended in full, in whole groups of rows and panels of
-// columns: panel by panel, each while the products of the next one are on their way. `room` is a
-// tile of scores.
-template <class M, class T = typename M::T>
-CATTN_INLINE void keep_whole_block(typename M::Backward& matrices, const BackwardTask& t,
-                                   const ScoreBlock& block, T* room, T factor) {
+// Keeps the probabilities and score gradients of a block, and adds to dq: panel by panel, each
+// while the products of the next one are on their way. Scores are plain. `room` is a tile of
+// scores.
+template <class M, int kHeadSteps, int kValueSteps, class T = typename M::T>
+[[gnu::noinline]] void keep_gradients(typename M::Backward& matrices, const BackwardTask& t,
+                                      const ScoreBlock& block, T* room, T factor) {
   constexpr Index tile = M::row_group * kPanel<T>;
-  const Index panels = t.cols / kPanel<T>;
-  const auto multiply = [&](Index i, auto& beside) {  // s and dp, into one buffer and the other
-    T* const s = room + i % 2 * 2 * tile;
-    const Index first = i / panels * M::row_group, col = i % panels * kPanel<T>;
-    matrices.scores_beside(first, col, s, beside);
-    matrices.gradients_beside(first, col, s + tile, beside);
+  const Count<kHeadSteps> head_steps{in_steps_of(t.head_dim, M::depth_step)};
+  const Count<kValueSteps> value_steps{in_steps_of(t.value_dim, M::depth_step)};
+  PanelsOfBlock<M> next(block);
+  T *s = room, *next_s = room + 2 * tile;  // dp behind it
+  const auto multiply_next = [&](auto& beside) CATTN_INLINE_LAMBDA {
+    if (!next.has_one()) return;
+    matrices.scores_beside(next.row(), next.col(), head_steps, next_s, beside);
+    matrices.gradients_beside(next.row(), next.col(), value_steps, next_s + tile, beside);
   };
-  const Index count = t.rows / M::row_group * panels;
-  struct {
-    CATTN_INLINE void step() {}
-  } nothing;
-  multiply(0, nothing);
-  matrices.settle();
-  for (Index i = 0; i < count; ++i) {
-    const Index first = i / panels * M::row_group, panel = i % panels;
-    if (panel == 0) matrices.keep_rows_apart(first, room + 4 * tile);
-    const T* const s = room + i % 2 * 2 * tile;
-    RowsKept<M> rows(matrices, panel * kPanel<T>, s, s + tile, factor,
-                     static_cast<const RowScale<T>*>(t.row_scales) + first,
-                     static_cast<const T*>(t.delta) + first, matrices.steps_beside());
-    if (i + 1 < count) multiply(i + 1, rows);
-    rows.finish();
+  const auto multiply_apart = [&]() CATTN_APART_LAMBDA {
+    NothingBeside nothing;
+    multiply_next(nothing);
     matrices.settle();
-    if (panel == panels - 1 && t.dq) matrices.add_kept_dq(block.rows_from(first, M::row_group));
+  };
+  multiply_apart();
+  while (next.has_one()) {
+    const PanelsOfBlock<M> panel = next;
+    T* const swap = s;
+    s = next_s;
+    next_s = swap;
+    next.next();
+    if (panel.is_first()) matrices.keep_rows(panel.row(), room + 4 * tile);
+    const auto* const row_scales = static_cast<const RowScale<T>*>(t.row_scales) + panel.row();
+    const T* const delta = static_cast<const T*>(t.delta) + panel.row();
+    if (panel.is_full()) {
+      RowsKept<M> rows(matrices, panel.col(), s, s + tile, factor, row_scales, delta,
+                       matrices.steps_beside(head_steps, value_steps));
+      multiply_next(rows);
+      rows.finish();
+      matrices.settle();
+    } else {
+      multiply_apart();
+      keep_attended<M>(matrices, panel, s, s + tile, factor, row_scales, delta);
+    }
+    if (panel.is_last() && t.dq) matrices.add_kept_dq(panel.group());
   }
 }
 
@@ -325,7 +352,7 @@ CATTN_INLINE bool has_plain_weights(const ScoreTerms& terms) {
 }
 // Whether rows are packed for the products that add as they come, by what both kernels know.
 template <class Matrices>
-CATTN_INLINE bool keeps_gradients(const Matrices& matrices, const BackwardTask& t) {
+CATTN_INLINE bool are_gradients_kept(const Matrices& matrices, const BackwardTask& t) {
   return matrices.keeps() && has_plain_weights(*t.terms) && !t.dscore;
 }
 
@@ -347,21 +374,20 @@ void backward(const BackwardTask& t) {
   const bool whole = block.full(0, t.rows, 0, t.cols);
   const bool masked = !whole || terms.mask.data || terms.bias.data;
   const bool plain = whole && has_plain_weights(terms);
-  const bool kept = keeps_gradients(matrices, t);
-  Index first_apart = 0;
-  if constexpr (M::keeps_gradients_beside) {
-    if (kept && whole && t.rows % M::row_group == 0 && t.cols % kPanel<T> == 0) {
-      keep_whole_block<M>(matrices, t, block, p, factor);
-      first_apart = t.rows;
+  const bool kept = are_gradients_kept(matrices, t);
+  if constexpr (M::keeps_gradients) {
+    if (kept) {
+      with_known_sizes<M, M::depth_step>(t, [&]<int kHeadSteps, int kValueSteps>() {
+        keep_gradients<M, kHeadSteps, kValueSteps>(matrices, t, block, p, factor);
+      });
     }
   }
-  for (Index first = first_apart; first < t.rows; first += M::row_group) {
+  for (Index first = 0; first < t.rows && !kept; first += M::row_group) {
     const ScoreBlock group = block.rows_from(first, M::row_group);
     const Range attended = group.columns(0, group.rows);
     if (attended.begin >= attended.end) continue;
-    // Rows that are packed as they come take the place of those before, in the L1 cache.
-    T* const p_rows = kept ? p : p + first * key_block;
-    T* const ds_rows = kept ? ds : ds + first * key_block;
+    T* const p_rows = p + first * key_block;
+    T* const ds_rows = ds + first * key_block;
     if constexpr (M::finishes_in_registers) {
       if (plain) {
         matrices.scores(group, first,
@@ -374,15 +400,6 @@ void backward(const BackwardTask& t) {
     matrices.scores(group, first, StoreScores<T, key_block>{p_rows, nullptr});
     matrices.gradients(group, first, StoreScores<T, key_block>{ds_rows, nullptr});
     matrices.settle();
-    if constexpr (M::keeps_gradients) {
-      if (kept) {
-        matrices.keep_rows(first, p_rows, ds_rows);
-        keep_gradients<M>(matrices, group, p_rows, ds_rows, factor, row_scales + first,
-                          delta + first);
-        if (t.dq) matrices.add_kept_dq(group);
-        continue;
-      }
-    }
     const auto gradient_rows = [&]<bool kMark>() {
       M::row_tiles(group.rows, [&]<int kRows>(Index r) {
         const Range columns = group.columns(r, kRows);
@@ -435,7 +452,7 @@ void backward_dq(const BackwardTask& t) {
   const BackwardScratch<M> scratch(t.scratch);
   const ScoreBlock block = score_block(t);
   typename M::Backward matrices(t, block, scratch.end);
-  matrices.add_dq(keeps_gradients(matrices, t) ? nullptr : scratch.dscore);
+  matrices.add_dq(are_gradients_kept(matrices, t) ? nullptr : scratch.dscore);
   matrices.settle();
 }
 
@@ -465,7 +482,7 @@ void row_terms(const RowTermsTask& t) {
     const T row_lse = lse[r * t.lse_stride];
     const bool empty = row_lse == -T(__builtin_inff());
     const T delta = empty ? T(0) : X::sum_lanes(sum) - (dlse ? dlse[r * t.dlse_stride] : T(0));
-    static_cast<T*>(t.delta)[r] = delta;
+    static_cast<T*>(t.delta)[r] = with_short_nan(delta);
     if (t.dsink && !empty && t.sink != -__builtin_inf()) {
       const double exponent = (t.sink - static_cast<double>(row_lse)) * kLog2e;
       dsink -= static_cast<double>(exp2_scalar(static_cast<T>(exponent))) * delta;

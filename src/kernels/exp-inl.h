@@ -124,6 +124,12 @@ struct RowScale {
   T shift, scale;
 };
 
+// x, or if it is NaN one whose last bits are zeros: rounded by whole numbers it stays NaN.
+template <class T>
+CATTN_INLINE T with_short_nan(T x) {
+  return x == x ? x : T(__builtin_nanf(""));
+}
+
 // Of `count` rows, a vector of which is lse.
 template <class T>
 CATTN_INLINE void row_scales(typename Vec<T>::V lse, Index count, RowScale<T>* scales) {
@@ -140,7 +146,8 @@ CATTN_INLINE void row_scales(typename Vec<T>::V lse, Index count, RowScale<T>* s
   X::store(factors, exp2_polynomial<T>(X::sub(X::zero(), f)));
   for (Index r = 0; r < count; ++r) {
     const bool empty = shifts[r] == -T(__builtin_inff());
-    scales[r] = {empty ? T(__builtin_inff()) : shifts[r], empty ? T(1) : factors[r]};
+    scales[r] = {empty ? T(__builtin_inff()) : with_short_nan(shifts[r]),
+                 empty ? T(1) : with_short_nan(factors[r])};
   }
 }
 

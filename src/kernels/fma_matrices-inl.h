@@ -45,7 +45,7 @@ struct FmaMatrices {
   // while the scores are in registers.
   static constexpr Index row_group = Tile::template Forward<T>::query_block;
   static constexpr bool finishes_in_registers = true;
-  static constexpr bool keeps_gradients = false, keeps_gradients_beside = false,
+  static constexpr bool keeps_gradients = false,
                         transposes_keys = false;  // see PairMatrices
   static constexpr int weight_parts = 1;
 

@@ -372,7 +372,7 @@ template <class M, class T = typename M::T>
   if constexpr (M::pipelines) {
     const auto run = [&]<template <class, Index> class Rows>() {
       rows_in_pipeline = round_up(t.rows - M::row_group / 2, M::row_group);
-      with_shape<M>(t, [&]<int kHeadSteps, int kValueVectors>() {
+      with_known_sizes<M, Vec<T>::width>(t, [&]<int kHeadSteps, int kValueVectors>() {
         ForwardPipeline<M, Rows, kHeadSteps, kValueVectors, decltype(begin_outputs)> pipeline(
             t, scratch, matrices, factor, ahead, begin_outputs);
         for_row_groups<M>(

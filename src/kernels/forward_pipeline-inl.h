@@ -120,17 +120,6 @@ CATTN_INLINE void add_more_to_out(const ForwardScratch<T>& scratch, Index rows, 
   }
 }
 
-// The size of a head in steps of products, that of values in vectors.
-template <class M>
-CATTN_INLINE Index head_steps(const ForwardTask& t) {
-  return round_up(t.head_dim, M::depth_step) / M::depth_step;
-}
-template <class M>
-CATTN_INLINE Index value_vectors(const ForwardTask& t) {
-  constexpr Index width = Vec<typename M::T>::width;
-  return round_up(t.value_dim, width) / width;
-}
-
 // Begin: begin(row) returns whether the rows from `row` on have outputs, which are to be added to,
 // and notes that they have some now.
 // kHeadSteps, kValueVectors: those of the task, where loops are to be written out for them; else 0.
@@ -156,8 +145,8 @@ class ForwardPipeline {
         begin_(begin),
         factor_(factor),
         ahead_(ahead),
-        head_steps_{head_steps<M>(t)},
-        value_vectors_{value_vectors<M>(t)} {}
+        head_steps_{in_steps_of(t.head_dim, M::depth_step)},
+        value_vectors_{in_steps_of(t.value_dim, X::width)} {}
 
   // A key block for a group of rows from `row` on.
   CATTN_INLINE void add(const ScoreBlock& block, const ScoreTerms& terms, Index row,
@@ -322,9 +311,8 @@ class ForwardPipeline {
   }
   template <int kChunks>
   CATTN_INLINE Index steps_beside() const {
-    return Matrices::steps_beside(
-        unit_keys / kChunks, head_steps_,
-        round_up(value_vectors_, kPanelVectors) / kPanelVectors / kChunks);
+    return Matrices::steps_beside(unit_keys / kChunks, head_steps_,
+                                  in_steps_of(value_vectors_, kPanelVectors) / kChunks);
   }
   template <int kChunks>
   CATTN_INLINE T* score_buffer(int which) const {
@@ -350,15 +338,3 @@ class ForwardPipeline {
   int free_ = 0, turn_ = 0;  // the buffers of scores and of weights that are written next
   Unit scores_, weights_;    // whose first chunk of scores is there; whose weights are there
 };
-
-// Calls f.template operator()<kHeadSteps, kValueVectors>() for the shape of a task: where there is
-// one part, loops that are written out for the common ones take a tenth less.
-template <class M, class F>
-CATTN_INLINE void with_shape(const ForwardTask& t, F f) {
-  const Index steps = head_steps<M>(t), vectors = value_vectors<M>(t);
-  if constexpr (M::weight_parts == 1) {
-    if (steps == 2 && vectors == 4) return f.template operator()<2, 4>();
-    if (steps == 4 && vectors == 8) return f.template operator()<4, 8>();
-  }
-  f.template operator()<0, 0>();
-}

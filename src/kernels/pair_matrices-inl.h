@@ -238,8 +238,6 @@ struct PairMatrices {
   static constexpr bool transposes_keys = true;
   // Whether p and ds of plain blocks are packed as they come, while they are in registers.
   static constexpr bool keeps_gradients = Micro::stores_sums && !kIsLimited<Format>;
-  // Whether that takes place between products: of one part there is too much of it for them.
-  static constexpr bool keeps_gradients_beside = keeps_gradients && gradient_parts > 1;
   // Of score gradients and keys in the backward.
   static constexpr bool keeps_halves = keeps_gradients && gradient_parts == 1;
   static constexpr Pairing gradient_pairing = keeps_halves ? Pairing::quads : pairing;
@@ -667,33 +665,26 @@ struct PairMatrices {
 
     // A panel of either for a group of rows, and beside.step() between products (TileProducts), so
     // many times for both.
-    CATTN_INLINE Index steps_beside() const {
+    CATTN_INLINE static Index steps_beside(Index head_steps, Index value_steps) {
       using Products = typename P::OperandProducts;
       constexpr Index a_step = Products::list.count == 1 ? 4 : Products::list.count;
-      return a_step * (round_up(t_.head_dim, kPairDepth) + round_up(t_.value_dim, kPairDepth)) /
-             kPairDepth;
+      return a_step * (head_steps + value_steps);
     }
-    template <class Beside>
-    CATTN_INLINE void scores_beside(Index first, Index col, float* s, Beside& beside) {
-      multiply_beside(query(t_), key(t_), first, col, s, beside);
+    template <int kSteps, class Beside>
+    CATTN_INLINE void scores_beside(Index first, Index col, Count<kSteps> steps, float* s,
+                                    Beside& beside) {
+      multiply_beside(query(t_), key(t_), first, col, steps, s, beside);
     }
-    template <class Beside>
-    CATTN_INLINE void gradients_beside(Index first, Index col, float* dp, Beside& beside) {
-      multiply_beside(grad_out(t_), value_t(t_), first, col, dp, beside);
+    template <int kSteps, class Beside>
+    CATTN_INLINE void gradients_beside(Index first, Index col, Count<kSteps> steps, float* dp,
+                                       Beside& beside) {
+      multiply_beside(grad_out(t_), value_t(t_), first, col, steps, dp, beside);
     }
 
     CATTN_INLINE bool keeps() const { return keeps_gradients && splits_; }
-    // The rows from `first` on are kept next. With dq their score gradients as a left operand,
-    // which no one else wants, take the place of what they come from: the tiles of p and ds, and
-    // with three parts the one of slopes, which is as far behind ds and not in use.
-    CATTN_INLINE void keep_rows(Index first, float* p, float* ds) {
-      first_ = first;
-      rows_ = t_.dq ? LeftPairs{reinterpret_cast<uint16_t*>(p), 2 * kPairDepth, 2 * (ds - p),
-                                2 * key_block}
-                    : memory_.dscore_rows.at(first, 0);
-    }
-    // The same with dq in `room`.
-    CATTN_INLINE void keep_rows_apart(Index first, float* room) {
+    // The rows from `first` on are kept next, with dq their score gradients as a left operand,
+    // which no one else wants, in `room`.
+    CATTN_INLINE void keep_rows(Index first, float* room) {
       first_ = first;
       rows_ =
           t_.dq ? LeftPairs::make(room, row_group, key_block) : memory_.dscore_rows.at(first, 0);
@@ -721,10 +712,6 @@ struct PairMatrices {
           if (to_.t_.dk) keep_columns(ds, to_.memory_.dscore);
           keep_rows(ds);
         }
-      }
-      CATTN_INLINE void next_panel() {
-        in_columns_ += to_.memory_.dscore.panel;
-        in_rows_ += to_.rows_.panel;
       }
       CATTN_INLINE void next_rows() {  // of the same group
         in_columns_ += kPairDepth;
@@ -894,12 +881,12 @@ struct PairMatrices {
       return {scaled, back};
     }
 
-    template <class Beside>
+    template <int kSteps, class Beside>
     CATTN_INLINE void multiply_beside(const Packed& left, const Packed& right, Index first,
-                                      Index col, float* to, Beside& beside) {
+                                      Index col, Count<kSteps> steps, float* to, Beside& beside) {
       micro_.template product<typename P::OperandProducts, row_group>(
-          left.left().at(first, 0), right.right().at(0, col), {0, round_up(left.cols, kPairDepth)},
-          kPairCols / Pairs::width, PairOutput{to, kPairCols, kPairCols, false}, beside);
+          left.left().at(first, 0), right.right().at(0, col), steps,
+          Count<kPairCols / Pairs::width>{}, PairOutput{to, kPairCols, kPairCols, false}, beside);
     }
 
     // to += ds K for the rows of `block`
@@ -926,10 +913,13 @@ struct PairMatrices {
                           true,
                           nullptr,
                           scaled.back};
-      for (Index c = 0; c < t_.cols; c += kPairCols) {
-        const Range depth = whole_steps(block_.rows_of(c, kPairCols), depth_step);
+      // A panel of keys at a time, unless all of them have the same depth.
+      const bool whole = block_.full(0, t_.rows, 0, t_.cols);
+      const Index cols = whole ? t_.cols : kPairCols;
+      for (Index c = 0; c < t_.cols; c += cols) {
+        const Range depth = whole_steps(block_.rows_of(c, cols), depth_step);
         multiply_pairs<typename P::GradientProducts>(micro_, left, of.cols, right.at(0, c),
-                                                     smaller(kPairCols, t_.cols - c), to.from(0, c),
+                                                     smaller(cols, t_.cols - c), to.from(0, c),
                                                      [&](Index, Index, Index) { return depth; });
       }
     }

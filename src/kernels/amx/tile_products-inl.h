@@ -192,7 +192,7 @@ class TileProducts {
   template <class P, int kRows, int kVectors, int kSteps, class Beside>
   CATTN_INLINE void tile(const LeftPairs& left, const RightPairs& right, Count<kSteps> steps,
                          const PairOutput& to, Beside& beside) {
-    if constexpr (kApart) {
+    if constexpr (kApart && kSteps == 0) {
       tile_apart<P, kRows, kVectors>(left, right, steps, to, beside);
     } else {
       tile_here<P, kRows, kVectors>(left, right, steps, to, beside);
