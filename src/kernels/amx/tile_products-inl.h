@@ -56,33 +56,28 @@ class TileProducts {
     if (vectors % 2 > 0) tile<P, kRows, 1>(left, right, steps, to, beside);
   }
 
-  // The same to put(rows, r, col), some rows at a time in vector registers.
+  // The same to put(rows, r, col), some rows at a time in vector registers: those of two vectors of
+  // columns beside the products of the next two.
   template <class P, int kRows, class Put>
   CATTN_INLINE void product(LeftPairs left, RightPairs right, Range depth, Index vectors, Put put) {
-    constexpr int group = 8;
-    constexpr Index most = 8;  // vectors of a row at a time
-    alignas(64) float sums[kRows * most * Pairs::width];
-    const PairOutput to{sums, most * Pairs::width, kPairCols, false};
-    for (Index first = 0; first < vectors; first += most) {
-      const Index count = smaller(vectors - first, most);
-      product<P, kRows>(left, right.at(0, first * Pairs::width), depth, count, to);
-      flush();
-      const auto put_vectors = [&]<int kVectors>(Index v) {
-        for (Index r = 0; r < kRows; r += group) {
-          Pairs::V rows[group][kVectors];
-          CATTN_UNROLL
-          for (int i = 0; i < group; ++i) {
-            CATTN_UNROLL
-            for (int j = 0; j < kVectors; ++j)
-              rows[i][j] = Vec<float>::load(to.at(r + i, (v + j) * Pairs::width));
-          }
-          put(rows, r, (first + v) * Pairs::width);
-        }
-      };
-      Index v = 0;
-      for (; v + 1 < count; v += 2) put_vectors.template operator()<2>(v);
-      if (v < count) put_vectors.template operator()<1>(v);
+    constexpr int wide = 2 * Pairs::width;
+    alignas(64) float sums[2][kRows * wide];
+    left.p += depth.begin / kPairDepth * left.panel;
+    right.p += depth.begin / kPairDepth * 2 * kPairTile;
+    const Count<> depth_steps{(depth.end - depth.begin) / kPairDepth};
+    const Index steps = depth_steps * (P::list.count == 1 ? 4 : P::list.count);
+    SumsPut<kRows, Put> before(nullptr, 0, 0, steps, put);
+    for (Index v = 0; v < vectors; v += 2) {
+      float* const to = sums[v / 2 % 2];
+      const Count<> here{smaller(vectors - v, 2)};
+      product<P, kRows>(left, right.at(0, v * Pairs::width), depth_steps, here,
+                        PairOutput{to, wide, kPairCols, false}, before);
+      before.finish();
+      // Else the next two vectors are in the same registers, before their first step().
+      if (P::list.count == 1 || vectors - v < 4) flush();
+      before = {to, here, v * Pairs::width, steps, put};
     }
+    before.finish();
   }
 
   // Adds the sums of the rows of a left operand of one part to lane 0 of `sums` (kRows, 16).
@@ -128,6 +123,45 @@ class TileProducts {
     Index stride = 0;
   };
   static constexpr NothingBeside kNothing{};
+  // Sums that are to be put: all of them are in memory behind the first step().
+  template <int kRows, class Put>
+  class SumsPut {
+   public:
+    CATTN_INLINE SumsPut(const float* sums, Index vectors, Index col, Index steps, const Put& put)
+        : sums_(sums), vectors_(vectors), col_(col), steps_(steps), put_(&put) {}
+    CATTN_INLINE void step() {
+      due_ += kRows / kGroup;
+      if (due_ < steps_) return;
+      due_ -= steps_;
+      if (row_ < kRows) next();
+    }
+    CATTN_INLINE void finish() {
+      while (row_ < kRows) next();
+    }
+
+   private:
+    static constexpr int kGroup = 8, kWide = 2 * Pairs::width;
+    [[gnu::noinline]] void next() {
+      if (vectors_ == 2) put<2>();
+      if (vectors_ == 1) put<1>();
+      row_ += kGroup;
+    }
+    template <int kVectors>
+    CATTN_INLINE void put() const {
+      Pairs::V rows[kGroup][kVectors];
+      CATTN_UNROLL
+      for (int i = 0; i < kGroup; ++i) {
+        CATTN_UNROLL
+        for (int j = 0; j < kVectors; ++j)
+          rows[i][j] = Vec<float>::load(sums_ + (row_ + i) * kWide + j * Pairs::width);
+      }
+      (*put_)(rows, row_, col_);
+    }
+    const float* sums_;
+    Index vectors_, col_, steps_;
+    const Put* put_;
+    Index due_ = 0, row_ = 0;
+  };
   static constexpr Index kHalf = sizeof(uint16_t);
   template <class F>
   struct OnesInFirstColumn {
