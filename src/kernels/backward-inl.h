@@ -8,7 +8,7 @@
 template <class M, class T = typename M::T>
 struct BackwardScratch {
   using Tiles = typename M::BackwardTiles;
-  // Three tiles of scores, one behind the other (PairMatrices relies on it).
+  // Three tiles of scores.
   T *probability, *dscore, *slope, *end;
 
   CATTN_INLINE explicit BackwardScratch(void* scratch) {
@@ -217,9 +217,11 @@ class PanelsOfBlock {
   CATTN_INLINE void begin_group(Index row) {
     for (row_ = row; row_ < block_.rows; row_ += M::row_group) {
       const ScoreBlock group = this->group();
-      columns_ = whole(group.columns(0, group.rows), kCols);
+      const Range attended = group.columns(0, group.rows);
+      if (attended.begin >= attended.end) continue;
+      columns_ = whole(attended, kCols);
       col_ = columns_.begin;
-      if (columns_.begin < columns_.end) return;
+      return;
     }
   }
   const ScoreBlock& block_;
@@ -229,7 +231,7 @@ class PanelsOfBlock {
 };
 
 // Probabilities and score gradients of a panel to `matrices`, which keeps them for the products
-// that add: 0 where it is not attended.
+// that add: 0 where it is not attended, or where there is no row and the products are of anything.
 template <class M, class T = typename M::T>
 [[gnu::noinline]] void keep_attended(const typename M::Backward& matrices,
                                      const PanelsOfBlock<M>& panel, const T* s, const T* dp,
@@ -238,6 +240,7 @@ template <class M, class T = typename M::T>
   const ScoreBlock group = panel.group();
   auto keeper = matrices.row_keeper(0, panel.col());
   for (Index r = 0; r < M::row_group; r += 2, keeper.next_rows()) {
+    if (r == M::row_group / 2) M::stay_awake();
     const GradientsOfRows<M> rows(factor, row_scales + r, delta + r, group.rows - r);
     auto [p, ds] = rows.panel(s + r * kPanel<T>, dp + r * kPanel<T>, kPanel<T>);
     CATTN_UNROLL
