@@ -666,9 +666,7 @@ struct PairMatrices {
     // A panel of either for a group of rows, and beside.step() between products (TileProducts), so
     // many times for both.
     CATTN_INLINE static Index steps_beside(Index head_steps, Index value_steps) {
-      using Products = typename P::OperandProducts;
-      constexpr Index a_step = Products::list.count == 1 ? 4 : Products::list.count;
-      return a_step * (head_steps + value_steps);
+      return Micro::template steps_beside<typename P::OperandProducts> * (head_steps + value_steps);
     }
     template <int kSteps, class Beside>
     CATTN_INLINE void scores_beside(Index first, Index col, Count<kSteps> steps, float* s,

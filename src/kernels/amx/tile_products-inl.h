@@ -28,10 +28,14 @@ class TileProducts {
     if (rows - r > 0) f.template operator()<kTileRows>(r);
   }
 
+  // How often beside.step() is called for each step of the depth of 32 x 32 outputs: after each
+  // product of tiles, or of several parts after up to four. A product takes 16 cycles, in which the
+  // rest of the core has nothing to do.
+  template <class P>
+  static constexpr Index steps_beside = P::list.count == 1 ? 4 : P::list.count;
+
   // c += left right (or = without `add`) for kRows rows, over a depth in whole panels: `vectors`
-  // vectors of 16 columns from to.c on. beside.step() is called after each product of tiles, or of
-  // several parts after up to four: a product takes 16 cycles, in which the rest of the core has
-  // nothing to do.
+  // vectors of 16 columns from to.c on.
   template <class P, int kRows, class Beside = const NothingBeside>
   CATTN_INLINE void product(LeftPairs left, RightPairs right, Range depth, Index vectors,
                             PairOutput to, Beside& beside = kNothing) {
@@ -65,7 +69,7 @@ class TileProducts {
     left.p += depth.begin / kPairDepth * left.panel;
     right.p += depth.begin / kPairDepth * 2 * kPairTile;
     const Count<> depth_steps{(depth.end - depth.begin) / kPairDepth};
-    const Index steps = depth_steps * (P::list.count == 1 ? 4 : P::list.count);
+    const Index steps = depth_steps * steps_beside<P>;
     SumsPut<kRows, Put> before(nullptr, 0, 0, steps, put);
     for (Index v = 0; v < vectors; v += 2) {
       float* const to = sums[v / 2 % 2];
