@@ -185,7 +185,7 @@ class Backward {
     queries_at_ = part(sizes.queries, query_bytes_);
     grads_out_at_ = part(sizes.queries, grad_out_bytes_);
     query_flags_at_ = part(sizes.queries, 1);
-    row_scales_at_ = part(sizes.rows, 2 * k_.arithmetic_size);
+    row_scales_at_ = part(sizes.rows, kRowScaleNumbers * k_.arithmetic_size);
     delta_at_ = part(sizes.rows, k_.arithmetic_size);
     dq_at_ = part(p_.dq ? sizes.queries : 0, dq_bytes_);
     turns_at_ = part(p_.dq ? sizes.queries : 0, sizeof(std::atomic<Index>));
@@ -226,7 +226,7 @@ class Backward {
     pair.queries = data_ + queries_at_ + at.queries * query_bytes_;
     pair.grads_out = data_ + grads_out_at_ + at.queries * grad_out_bytes_;
     pair.query_flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.queries);
-    pair.row_scales = data_ + row_scales_at_ + at.rows * 2 * k_.arithmetic_size;
+    pair.row_scales = data_ + row_scales_at_ + at.rows * kRowScaleNumbers * k_.arithmetic_size;
     pair.delta = data_ + delta_at_ + at.rows * k_.arithmetic_size;
     pair.dq = data_ + dq_at_ + at.queries * dq_bytes_;
     pair.turns = reinterpret_cast<std::atomic<Index>*>(data_ + turns_at_) + at.queries;
@@ -294,7 +294,7 @@ class Backward {
       terms.dlse = p_.at(p_.dlse, b, head, first);
       terms.dlse_stride = p_.dlse.row_stride;
     }
-    terms.row_scales = row_term(e, packed.row_scales, 2, block);
+    terms.row_scales = row_term(e, packed.row_scales, kRowScaleNumbers, block);
     terms.delta = row_term(e, packed.delta, 1, block);
     if (p_.dsinks_array.data) {
       terms.sink = p_.sink(head);
@@ -331,7 +331,7 @@ class Backward {
     t.value_t = packed.values_t + key_block * value_bytes_;
     t.key_rows = packed.key_rows + key_block * key_rows_bytes_;
     t.flags = packed.key_flags[key_block] & packed.query_flags[block];
-    t.row_scales = row_term(e, packed.row_scales, 2, block);
+    t.row_scales = row_term(e, packed.row_scales, kRowScaleNumbers, block);
     t.delta = row_term(e, packed.delta, 1, block);
     return t;
   }

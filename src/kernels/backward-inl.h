@@ -157,12 +157,9 @@ class GradientsOfRows {
 
   CATTN_INLINE GradientsOfRows(T factor, const RowScale<T>* row_scales, const T* delta, Index count)
       : by_(X::set1(factor)) {
-    constexpr RowScale<T> nothing{T(__builtin_inff()), T(1)};
     CATTN_UNROLL
     for (Index i = 0; i < 2; ++i) {
-      const RowScale<T> of_row = i < count ? row_scales[i] : nothing;
-      shift_[i] = X::set1(of_row.shift);
-      scale_[i] = X::set1(of_row.scale);
+      of_row_[i].set(i < count ? row_scales[i] : kNoRow<T>);
       d_[i] = X::set1(i < count ? delta[i] : T(0));
     }
   }
@@ -173,8 +170,7 @@ class GradientsOfRows {
       CATTN_UNROLL
       for (int j = 0; j < 2; ++j) {
         const Index at = i * stride + j * X::width;
-        const V weight = M::GradientExponential::from_lse(X::load(s + at), by_, shift_[i]);
-        panel.p[i][j] = X::mul(weight, scale_[i]);
+        panel.p[i][j] = M::GradientExponential::from_lse(X::load(s + at), by_, of_row_[i]);
         panel.ds[i][j] = X::mul(panel.p[i][j], X::sub(X::load(dp + at), d_[i]));
       }
     }
@@ -182,7 +178,8 @@ class GradientsOfRows {
   }
 
  private:
-  V by_, shift_[2], scale_[2], d_[2];
+  typename M::GradientExponential::OfRow of_row_[2];
+  V by_, d_[2];
 };
 
 // The panels of columns that groups of rows attend, or some of their rows, group by group.

@@ -82,10 +82,31 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
   return X::scale2(exp2_polynomial<T>(f), X::sub(n, reference), X::zero());
 }
 
+// The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of
+// the lse are all in `scale`, and 2^(s - shift) is not rounded for it. An empty row, whose lse is
+// -inf, has an infinite shift: its weights are 0. `exponent` is all of it, rounded: e^-lse is about
+// 2^-exponent.
+template <class T>
+struct RowScale {
+  T shift, scale, exponent;
+};
+static_assert(sizeof(RowScale<float>) == kRowScaleNumbers * sizeof(float));
+template <class T>
+constexpr RowScale<T> kNoRow{T(__builtin_inff()), T(1), T(__builtin_inff())};
+
+template <class T>
+struct ScaledRow {
+  typename Vec<T>::V shift, scale;
+  CATTN_INLINE void set(const RowScale<T>& row) {
+    shift = Vec<T>::set1(row.shift);
+    scale = Vec<T>::set1(row.scale);
+  }
+};
+
 // The exponential of the weights, as accurate as they are multiplied: to all digits of T, or by
 // one of the shorter polynomials. of<kShift>(x) is 2^(x + kShift); above(x, reference) is 2^(x -
 // reference) for an integral reference and 1 if they are equal, however large; from_lse(s, factor,
-// shift) is 2^(factor s - shift), whose shift has as few digits as the lse.
+// row) is the weight e^(factor ln(2) s - lse) of a row's lse.
 template <class T>
 struct WholeExponential {
   using V = typename Vec<T>::V;
@@ -94,34 +115,45 @@ struct WholeExponential {
     return exp2<T, kShift>(x);
   }
   CATTN_INLINE static V above(V x, V reference) { return exp2_above<T>(x, reference); }
-  CATTN_INLINE static V from_lse(V s, V factor, V shift) {
-    return exp2_above<T>(Vec<T>::mul(s, factor), shift);
+  using OfRow = ScaledRow<T>;
+  CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
+    return Vec<T>::mul(exp2_above<T>(Vec<T>::mul(s, factor), row.shift), row.scale);
   }
 };
 // of() is exact where x is an integer.
-template <class T, class Poly = Exp2PolynomialAbove>
+template <class T>
 struct ShortExponential {
   using X = Vec<T>;
   using V = typename X::V;
   template <int kShift>
   CATTN_INLINE static V of(V x) {
     const V f = X::fraction_above(x);
-    return X::scale2_below(exp2_polynomial<T, kShift, Poly>(f), x);
+    return X::scale2_below(exp2_polynomial<T, kShift, Exp2PolynomialAbove>(f), x);
   }
   CATTN_INLINE static V above(V x, V reference) {
     const V f = X::fraction_above(x);
-    const V p = exp2_polynomial<T, 0, Poly>(f);
+    const V p = exp2_polynomial<T, 0, Exp2PolynomialAbove>(f);
     return X::scale2_below(p, X::sub(X::sub(x, f), reference));
   }
-  CATTN_INLINE static V from_lse(V s, V factor, V shift) { return of<0>(X::fms(s, factor, shift)); }
+  using OfRow = ScaledRow<T>;
+  CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
+    return X::mul(of<0>(X::fms(s, factor, row.shift)), row.scale);
+  }
 };
-
-// The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of
-// the lse are all in `scale`, and 2^(s - shift) is not rounded for it. An empty row, whose lse is
-// -inf, has an infinite shift: its weights are 0.
+// Of weights that are rounded to bfloat16: the difference from the lse may be rounded too. Beside
+// products of tiles a multiplication takes as long as two additions.
 template <class T>
-struct RowScale {
-  T shift, scale;
+struct RoundedExponential {
+  using X = Vec<T>;
+  using V = typename X::V;
+  struct OfRow {
+    V exponent;
+    CATTN_INLINE void set(const RowScale<T>& row) { exponent = X::set1(row.exponent); }
+  };
+  CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
+    const V x = X::fms(s, factor, row.exponent);
+    return X::scale2_below(exp2_polynomial<T, 0, Exp2PolynomialOfBFloat16>(X::fraction_above(x)), x);
+  }
 };
 
 // x, or if it is NaN one whose last bits are zeros: rounded by whole numbers it stays NaN.
@@ -141,13 +173,15 @@ CATTN_INLINE void row_scales(typename Vec<T>::V lse, Index count, RowScale<T>* s
   // What the product lost to rounding, exactly, and log2(e)'s digits beyond T.
   const auto lost = X::fma(lse, rest, X::fma(lse, log2e, X::sub(X::zero(), exponent)));
   const auto f = X::add(X::sub(exponent, n), lost);
-  T shifts[X::width], factors[X::width];
+  T exponents[X::width], shifts[X::width], factors[X::width];
+  X::store(exponents, exponent);
   X::store(shifts, n);
   X::store(factors, exp2_polynomial<T>(X::sub(X::zero(), f)));
   for (Index r = 0; r < count; ++r) {
     const bool empty = shifts[r] == -T(__builtin_inff());
-    scales[r] = {empty ? T(__builtin_inff()) : with_short_nan(shifts[r]),
-                 empty ? T(1) : with_short_nan(factors[r])};
+    scales[r] = empty ? kNoRow<T>
+                      : RowScale<T>{with_short_nan(shifts[r]), with_short_nan(factors[r]),
+                                    with_short_nan(exponents[r])};
   }
 }
 

@@ -167,7 +167,10 @@ struct FlushTask {
   Rows out;
 };
 
-// delta = rowsum(dO * O) - dlse and what the lse makes of weights, for `rows` rows of one head.
+// What the lse of a row makes of its weights: so many numbers (RowScale).
+constexpr Index kRowScaleNumbers = 3;
+
+// delta = rowsum(dO * O) - dlse and row scales, for `rows` rows of one head.
 struct RowTermsTask {
   ConstRows grad_out, out;
   Index rows, value_dim;
@@ -175,7 +178,7 @@ struct RowTermsTask {
   Index lse_stride;
   const void* dlse;  // may be null
   Index dlse_stride;
-  void* row_scales;                // written: two numbers per row, e^-lse in two factors
+  void* row_scales;                // written
   void* delta;                     // written
   double sink = -__builtin_inf();  // as in ForwardTask
   // If not null: the gradient of the sink, -sum of e^(sink - lse) delta over the rows.

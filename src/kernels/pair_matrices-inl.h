@@ -19,7 +19,7 @@ struct ExponentialOfGradients {
 };
 template <class Weights>
 struct ExponentialOfGradients<1, Weights> {
-  using Type = ShortExponential<float, Exp2PolynomialOfBFloat16>;
+  using Type = RoundedExponential<float>;
 };
 
 template <bool kHalves>
@@ -240,7 +240,7 @@ struct PairMatrices {
   static constexpr bool keeps_gradients = Micro::stores_sums && !kIsLimited<Format>;
   // Of score gradients and keys in the backward.
   static constexpr bool keeps_halves = keeps_gradients && gradient_parts == 1;
-  static constexpr Pairing gradient_pairing = keeps_halves ? Pairing::quads : pairing;
+  static constexpr Pairing gradient_pairing = keeps_halves ? Pairing::halves : pairing;
   using BackwardTiles = typename BackwardBlocks<keeps_halves>::Type;
   static_assert(!keeps_gradients || row_group == kPairDepth);
 
@@ -745,7 +745,7 @@ struct PairMatrices {
         for (int i = 0; i < 2; ++i) {
           Pairs::W all[gradient_parts];
           if constexpr (gradient_parts == 1) {
-            all[0] = Pairs::pack_quads(x[i][0], x[i][1]);
+            all[0] = Pairs::pair(x[i][0], x[i][1]);
           } else {
             split_row<Format, gradient_parts, gradient_pairing, kOfComputed<gradient_parts>>(
                 x[i][0], x[i][1], all);

@@ -195,7 +195,7 @@ class Head {
     const Blocks dv(1, k_.accumulator_bytes(tiling.key_block, c_.value_dim), turn_);
     const Blocks dscore(1, tiling.query_block * tiling.key_block * k_.arithmetic_size, turn_);
     const Blocks scratch(1, k_.backward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
-    const Tensor<W> row_scales = vector(2 * c_.rows), delta = vector(c_.rows);
+    const Tensor<W> row_scales = vector(kRowScaleNumbers * c_.rows), delta = vector(c_.rows);
     const Tensor<T> dq_rows = matrix(c_.rows, c_.head_dim), dk_rows = matrix(c_.keys, c_.head_dim),
                     dv_rows = matrix(c_.keys, c_.value_dim);
     reference::Array dscores(gradients_.dbias.size(), 0.0);
@@ -208,7 +208,7 @@ class Head {
       flags &= k_.pack(
           {Operand::grad_out, rows_from(dout_, first), rows, c_.value_dim, grad_out[b]}, tiling);
       k_.row_terms({rows_from(dout_, first), rows_from(out_, first), rows, c_.value_dim,
-                    &lse_[first], 1, nullptr, 0, &row_scales[2 * first], &delta[first]});
+                    &lse_[first], 1, nullptr, 0, &row_scales[kRowScaleNumbers * first], &delta[first]});
     }
     for (Index b = 0; b < key_count; ++b) {
       const Index first = b * tiling.key_block;
@@ -244,7 +244,7 @@ class Head {
         t.value_t = value_t[b];
         t.key_rows = key_rows[b];
         t.flags = flags;
-        t.row_scales = &row_scales[2 * t.first_query];
+        t.row_scales = &row_scales[kRowScaleNumbers * t.first_query];
         t.delta = &delta[t.first_query];
         t.dq = dq[qb];
         t.dk = dk[0];
