@@ -2,6 +2,8 @@
 // is HardwareTiles or EmulatedTiles. Included behind it, and behind Vec and Pairs, inside the ISA's
 // anonymous namespace.
 
+using Tile = VectorTile<256>;
+
 // clang-format off: each uses what stands before it
 #include "kernels/exp-inl.h"
 #include "kernels/gemm-inl.h"

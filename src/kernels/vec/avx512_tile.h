@@ -1,7 +1,10 @@
 // The tiles of all instruction sets with 32 registers of 512 bits. Included like vec/avx512.h.
 
 // 32 registers: 12 x 2 accumulators and 2 right operands; the left one is broadcast from memory.
-struct Tile {
+// kBackwardKeys: a longer block of keys adds to dq less often, but its probabilities and score
+// gradients leave the caches.
+template <Index kBackwardKeys>
+struct VectorTile {
   static constexpr int rows = 12, vectors = 2;
   template <class T>
   struct Forward {
@@ -9,10 +12,10 @@ struct Tile {
   };
   template <class T>
   struct Backward {
-    static constexpr Index query_block = 128, key_block = 128;
+    static constexpr Index query_block = 128, key_block = kBackwardKeys;
   };
   // Of what is kept in 2 bytes: more rows for each time that dk and dv are added to.
   struct BackwardOfHalves {
-    static constexpr Index query_block = 256, key_block = 128;
+    static constexpr Index query_block = 256, key_block = kBackwardKeys;
   };
 };
