@@ -11,7 +11,7 @@ namespace {
 
 #include "kernels/vec/avx512.h"
 #include "kernels/vec/avx512_tile.h"
-using Tile = VectorTile<128>;
+using Tile = VectorTile<128, 128>;
 
 // clang-format off: each uses what stands before it
 #include "kernels/exp-inl.h"

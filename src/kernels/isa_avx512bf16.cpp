@@ -13,7 +13,7 @@ namespace {
 
 #include "kernels/vec/avx512.h"
 #include "kernels/vec/avx512_tile.h"
-using Tile = VectorTile<128>;
+using Tile = VectorTile<128, 128>;
 #include "kernels/vec/avx512bf16.h"
 
 // clang-format off: each uses what stands before it

@@ -2,7 +2,7 @@
 // is HardwareTiles or EmulatedTiles. Included behind it, and behind Vec and Pairs, inside the ISA's
 // anonymous namespace.
 
-using Tile = VectorTile<256>;
+using Tile = VectorTile<256, 256>;
 
 // clang-format off: each uses what stands before it
 #include "kernels/exp-inl.h"
