@@ -68,6 +68,12 @@ def test_lengths_around_blocks(dtype, record, name):
             check_forward(Case(lq, lk, 8, 8, **variant(name, lq, lk)), dtype, record)
 
 
+def test_long_blocks_of_queries(dtype, record):
+    """Many heads: blocks of 256 queries on amx, where others have 128."""
+    for lq in (256, 300):
+        check_forward(Case(lq, 140, 48, 48, hq=128, hkv=2, causal=True), dtype, record)
+
+
 @pytest.mark.parametrize("d", HEAD_SIZES)
 def test_head_sizes(dtype, record, d):
     other = HEAD_SIZES[(HEAD_SIZES.index(d) + 9) % len(HEAD_SIZES)]

@@ -66,15 +66,21 @@ def test_float32_rounded_once(half, case, record):
 @pytest.mark.parametrize("size", [0.3, 8.0], ids=["within reach", "beyond"])
 @pytest.mark.parametrize("causal", [False, True], ids=["dense", "causal"])
 def test_lengths_around_blocks_of_pairs(half, causal, size, record):
-    """Blocks of 128 or 256 queries and 128 keys, scores with and without maxima."""
+    """Blocks of 128 or 256 queries and keys, scores with and without maxima."""
     if not bounds.multiplies_pairs(half):
         pytest.skip("computed in float32")
-    lengths = (95, 127, 128, 129, 160, 161, 255, 256, 257, 385)
+    lengths = (95, 127, 128, 129, 160, 161, 255, 256, 257, 385, 511, 513)
     for i, lq in enumerate(lengths):
         lk = lengths[(3 * i + 2) % len(lengths)]
         case = Case(lq, lk, 32, 32, causal=causal, spread=size)
         check_forward(case, half, record)
         check_backward(case, half, record)
+
+
+@pytest.mark.parametrize("lq", [256, 257, 390])
+def test_long_blocks_of_queries(half, lq, record):
+    """Many heads: blocks of 256 queries on amx, where others have 128."""
+    check_forward(Case(lq, 150, 32, 32, hq=128, hkv=2, causal=True), half, record)
 
 
 @pytest.mark.parametrize(("q", "v"), [(0.0, 2.0**-123), (1.5, 2.0**-100), (1.5, 2.0**-47)])

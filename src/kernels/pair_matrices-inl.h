@@ -239,9 +239,8 @@ struct PairMatrices {
   // Whether p and ds of plain blocks are packed as they come, while they are in registers.
   static constexpr bool keeps_gradients = Micro::stores_sums && !kIsLimited<Format>;
   // Of score gradients and keys in the backward.
-  static constexpr bool keeps_halves = keeps_gradients && gradient_parts == 1;
-  static constexpr Pairing gradient_pairing = keeps_halves ? Pairing::halves : pairing;
-  using BackwardTiles = typename BackwardBlocks<keeps_halves>::Type;
+  static constexpr Pairing gradient_pairing = keeps_gradients ? Pairing::halves : pairing;
+  using BackwardTiles = typename BackwardBlocks<keeps_gradients && gradient_parts == 1>::Type;
   static_assert(!keeps_gradients || row_group == kPairDepth);
 
   template <class F>

@@ -97,10 +97,7 @@ CATTN_INLINE void split_row(const S* p, Index n, RangeOf<F, kParts, S>& range,
 template <Pairing kPairing>
 CATTN_INLINE Index first_of_pair(Index i) {
   const Index steps = i / Pairs::width * kPairDepth, in_step = i % Pairs::width;
-  if constexpr (kPairing == Pairing::neighbours) return steps + 2 * in_step;
-  if constexpr (kPairing == Pairing::halves) return steps + in_step;
-  const Index quad = in_step / 2;
-  return steps + quad % 2 * Pairs::width + quad / 2 * 4 + in_step % 2 * 2;
+  return steps + (kPairing == Pairing::halves ? in_step : 2 * in_step);
 }
 template <Pairing kPairing>
 constexpr Index kPairDistance = kPairing == Pairing::halves ? Pairs::width : 1;

@@ -174,10 +174,9 @@ CATTN_INLINE void split(Pairs::V lower, Pairs::V upper, Pairs::W (&parts)[kParts
       [](auto l, auto u) { return F::round(l, u); });
 }
 
-// Which two elements of 32 along the depth are a pair, and in which order pairs come (pairs-inl.h):
-// neighbours in a row; k and k + 16; or neighbours again, but two of the first 16 elements and two
-// of the second ones in turn, the order in which an instruction packs two vectors.
-enum class Pairing { neighbours, halves, quads };
+// Which two elements of 32 along the depth are a pair (pairs-inl.h): neighbours in a row, or k and
+// k + 16.
+enum class Pairing { neighbours, halves };
 
 // As pairs of 32 elements in a row.
 template <class F, int kParts, Pairing kPairing = Pairing::neighbours,
@@ -185,9 +184,6 @@ template <class F, int kParts, Pairing kPairing = Pairing::neighbours,
 CATTN_INLINE void split_row(Pairs::V first, Pairs::V second, Pairs::W (&parts)[kParts]) {
   if constexpr (kPairing == Pairing::halves) {
     split<F, kParts, kSplitting>(first, second, parts);
-  } else if constexpr (kPairing == Pairing::quads) {
-    static_assert(kParts == 1);
-    parts[0] = Pairs::in_quads(F::round_row(first, second));
   } else {
     const auto in_a_row = [](auto a, auto b) { return F::round_row(a, b); };
     split_into<F, kParts, kSplitting>(parts, first, second, in_a_row, in_a_row);

@@ -50,9 +50,6 @@ struct Pairs {
   CATTN_INLINE static W round_row(V first, V second) {
     return (W)_mm512_cvtne2ps_pbh(second, first);
   }
-  CATTN_INLINE static W in_quads(W row) {
-    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), row);
-  }
   CATTN_INLINE static W whole_pairs(V first, V second) {
     // The instruction puts four of the first and four of the second in turn.
     const W order = _mm512_set4_epi32(0x0f0e0706, 0x0d0c0504, 0x0b0a0302, 0x09080100);
@@ -94,10 +91,6 @@ struct Pairs {
   }
   CATTN_INLINE static V round_half_up(V x) {
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)));
-  }
-  CATTN_INLINE static W pack_quads(V first, V second) {
-    return _mm512_packus_epi32(_mm512_srli_epi32(_mm512_castps_si512(first), 16),
-                               _mm512_srli_epi32(_mm512_castps_si512(second), 16));
   }
   CATTN_INLINE static V first_digits(V x) {
     return _mm512_castsi512_ps(

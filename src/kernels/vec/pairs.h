@@ -67,18 +67,9 @@ struct PlainPairs {
   CATTN_INLINE static V nearest(V x) {
     return reinterpret_cast<V>((reinterpret_cast<W>(x) + 0x8000u) & 0xffff0000u);
   }
-  // Of a number whose first 16 bits are then the nearest bfloat16, as above; and these bits of 32
-  // in a row, in quads.
+  // Of a number whose first 16 bits are then the nearest bfloat16, as above.
   CATTN_INLINE static V round_half_up(V x) {
     return reinterpret_cast<V>(reinterpret_cast<W>(x) + 0x8000u);
-  }
-  CATTN_INLINE static W pack_quads(V first, V second) {
-    uint16_t halves[2 * width];
-    for (int i = 0; i < width; ++i) {
-      halves[i] = static_cast<uint16_t>(reinterpret_cast<W>(first)[i] >> 16);
-      halves[width + i] = static_cast<uint16_t>(reinterpret_cast<W>(second)[i] >> 16);
-    }
-    return in_quads(load(halves));
   }
   CATTN_INLINE static V first_digits(V x) {
     return reinterpret_cast<V>(reinterpret_cast<W>(x) & 0xffff0000u);
@@ -109,12 +100,6 @@ struct PlainPairs {
     return round(even, odd);
   }
 
-  // 32 halves in a row: four of the first 16 and four of the second ones in turn.
-  [[gnu::noinline]] static W in_quads(W row) {
-    W a{};
-    for (int i = 0; i < width; ++i) a[i] = row[i / 2 % 2 * 8 + i / 4 * 2 + i % 2];
-    return a;
-  }
   // Pairs of two numbers as whole ones of 16 bits, rounded: of a negative one and of NaN 0, of one
   // that is too large the largest. They must be below 2^31.
   [[gnu::noinline]] static W whole_pairs(V first, V second) {
