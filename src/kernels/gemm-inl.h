@@ -37,19 +37,16 @@ CATTN_INLINE void repeat(Count<kKnown> count, F f) {
 }
 
 // Calls f.template operator()<kHeadSteps, kValueSteps>() for a task: its head size in steps of
-// M::depth_step and that of values in steps of kValueStep, for the common ones of products of one
-// part, whose loops take a tenth less if they are written out; else 0.
+// M::depth_step and that of values in steps of kValueStep, for the common ones, whose loops take up
+// to a tenth less if they are written out; else 0.
 template <class M, Index kValueStep, class Task, class F>
 CATTN_INLINE void with_known_sizes(const Task& t, F f) {
-  if constexpr (M::weight_parts == 1) {
-    const auto is = [&](Index size) {
-      return round_up(t.head_dim, M::depth_step) == size &&
-             round_up(t.value_dim, kValueStep) == size;
-    };
-    if (is(32)) return f.template operator()<32 / M::depth_step, 32 / kValueStep>();
-    if (is(64)) return f.template operator()<64 / M::depth_step, 64 / kValueStep>();
-    if (is(128)) return f.template operator()<128 / M::depth_step, 128 / kValueStep>();
-  }
+  const auto is = [&](Index size) {
+    return round_up(t.head_dim, M::depth_step) == size && round_up(t.value_dim, kValueStep) == size;
+  };
+  if (is(32)) return f.template operator()<32 / M::depth_step, 32 / kValueStep>();
+  if (is(64)) return f.template operator()<64 / M::depth_step, 64 / kValueStep>();
+  if (is(128)) return f.template operator()<128 / M::depth_step, 128 / kValueStep>();
   f.template operator()<0, 0>();
 }
 
