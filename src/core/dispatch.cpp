@@ -47,7 +47,7 @@ namespace {
   put(table.float32_medium, pairs.float32_medium);
   put(table.float16, pairs.float16);
   put(table.bfloat16, pairs.bfloat16);
-  table.float32_from = pairs.float32_from;
+  table.float32_sizes = pairs.float32_sizes;
   return table;
 }
 
@@ -133,7 +133,7 @@ const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_preci
     case CATTN_PRECISION_MEDIUM: return table.float32_medium;
     case CATTN_PRECISION_HIGHEST: break;
   }
-  return size.reaches(table.float32_from) ? table.float32 : table.multiply_adds->float32;
+  return table.float32_sizes.hold(size) ? table.float32 : table.multiply_adds->float32;
 }
 
 void set_isa(const std::string& name) {

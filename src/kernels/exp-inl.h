@@ -152,7 +152,8 @@ struct RoundedExponential {
   };
   CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
     const V x = X::fms(s, factor, row.exponent);
-    return X::scale2_below(exp2_polynomial<T, 0, Exp2PolynomialOfBFloat16>(X::fraction_above(x)), x);
+    return X::scale2_below(exp2_polynomial<T, 0, Exp2PolynomialOfBFloat16>(X::fraction_above(x)),
+                           x);
   }
 };
 

@@ -24,16 +24,18 @@ using TileRegisters = HardwareTiles;
 
 }  // namespace
 
-// Depth: from figures of a prototype with the same six products, on two cores of 3.55 GHz at
-// D = Dv = 64: products 15.2 ms, softmax and splitting 6; multiply-adds at 88 % of their peak take
-// 21.5. At half of that depth 13.6 against some 12.6. Queries and keys: measured, time over that of
-// multiply-adds at D = Dv = 64, forward and backward: 16 x 2048 1.42, 1.30; 64 x 512 1.02, 1.06;
-// 96 x 96 1.0 to 1.1, 1.04; 512 x 32 1.09, 1.42; 512 x 64 0.97, 1.15; 512 x 96 0.90, 1.07.
-constexpr HeadSize kFloat32From{96, 96, 96};
+// Measured, time over that of multiply-adds, forward and backward, of as many queries as keys:
+//   D = Dv        64          96          128         256         1024
+//   16            1.51, 1.35  1.32, 1.29  1.21, 1.18  1.06, 1.22  0.91, 1.17
+//   24            1.25, 1.20  1.06, 1.11  0.96, 1.08  0.80, 0.97  0.65, 0.96
+//   32            1.18, 1.22  0.98, 1.10  0.87, 1.01  0.72, 0.90  0.59, 0.86
+//   40            1.24, 1.21  1.10, 1.11  0.96, 1.04  0.80, 0.90  0.65, 0.85
+//   64            1.01, 1.20  0.99, 0.97
+constexpr HeadSizes kFloat32Sizes{{{96, 96, 96}, {64, 128, 128}, {48, 256, 256}}};
 
 extern const PairKernels kernels, fp16_kernels;
-const PairKernels kernels = {&highest, &high, &medium, &float16, &bfloat16, kFloat32From};
+const PairKernels kernels = {&highest, &high, &medium, &float16, &bfloat16, kFloat32Sizes};
 const PairKernels fp16_kernels = {&highest,       &high,     &medium,
-                                  &whole_float16, &bfloat16, kFloat32From};
+                                  &whole_float16, &bfloat16, kFloat32Sizes};
 
 }  // namespace cattn::amx

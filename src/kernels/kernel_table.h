@@ -244,6 +244,18 @@ struct HeadSize {
   }
 };
 
+// Those that reach one of these.
+struct HeadSizes {
+  HeadSize least[3];
+
+  bool hold(const HeadSize& size) const {
+    for (const HeadSize& one : least) {
+      if (size.reaches(one)) return true;
+    }
+    return false;
+  }
+};
+
 struct KernelTable {
   const char* name;
   KernelSet float32;
@@ -257,16 +269,16 @@ struct KernelTable {
   void (*dropout_row)(const DropoutRow&);
   // If some of the above are PairKernels: the table that they stand in, with multiply-adds.
   const KernelTable* multiply_adds;
-  HeadSize float32_from{};  // as in PairKernels
+  HeadSizes float32_sizes{};  // as in PairKernels
 };
 
 // Kernels on pairs of half numbers that an instruction set has beside a table's; null: none.
 struct PairKernels {
   const MatrixKernels *float32, *float32_high, *float32_medium, *float16, *bfloat16;
-  // Smaller heads are faster in the highest precision of float32 by multiply-adds: splitting a
-  // score costs the same however many elements it comes from, and splitting keys and values however
-  // many queries they serve.
-  HeadSize float32_from{};
+  // Other heads are faster in the highest precision of float32 by multiply-adds: splitting a score
+  // costs the same however many elements it comes from, and splitting keys and values however many
+  // queries they serve.
+  HeadSizes float32_sizes{};
 };
 
 }  // namespace cattn

@@ -208,7 +208,8 @@ class Head {
       flags &= k_.pack(
           {Operand::grad_out, rows_from(dout_, first), rows, c_.value_dim, grad_out[b]}, tiling);
       k_.row_terms({rows_from(dout_, first), rows_from(out_, first), rows, c_.value_dim,
-                    &lse_[first], 1, nullptr, 0, &row_scales[kRowScaleNumbers * first], &delta[first]});
+                    &lse_[first], 1, nullptr, 0, &row_scales[kRowScaleNumbers * first],
+                    &delta[first]});
     }
     for (Index b = 0; b < key_count; ++b) {
       const Index first = b * tiling.key_block;
@@ -358,17 +359,19 @@ void test_set(const KernelSet& kernels, Precision precision, const std::string& 
 // For small heads multiply-adds are faster, where a table says so.
 void test_choice_by_size(const KernelTable& table) {
   KernelTable choosy = table;
-  choosy.float32_from = {96, 64, 32};
+  choosy.float32_sizes = {{{96, 64, 32}, {48, 128, 128}, {48, 128, 128}}};
   choosy.multiply_adds = &table;
   const auto set = [&](int32_t dtype, cattn_precision precision, const HeadSize& size) {
     return &kernel_set(choosy, dtype, precision, size);
   };
   const std::string name = table.name;
-  const HeadSize below[] = {{95, 64, 32}, {96, 63, 32}, {96, 64, 31}};
+  const HeadSize below[] = {
+      {95, 64, 32}, {96, 63, 32}, {96, 64, 31}, {47, 128, 128}, {48, 127, 128}};
   for (const HeadSize& size : below)
     check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, size) == &table.float32, name + ": below");
-  check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, {96, 64, 32}) == &choosy.float32,
-        name + ": from there on");
+  for (const HeadSize& size : {HeadSize{96, 64, 32}, HeadSize{48, 128, 128}})
+    check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGHEST, size) == &choosy.float32,
+          name + ": from there on");
   check(set(CATTN_FLOAT32, CATTN_PRECISION_HIGH, {}) == &choosy.float32_high, name + ": high");
   check(set(CATTN_FLOAT16, CATTN_PRECISION_HIGHEST, {}) == &choosy.float16, name + ": float16");
 }
