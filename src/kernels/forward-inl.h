@@ -229,7 +229,7 @@ CATTN_INLINE bool all_split(const Matrices& matrices, const ForwardTask& t, Inde
   return true;
 }
 
-constexpr Index kBytesInL2 = 1 << 19;  // of keys and values
+constexpr Index kBytesInL2 = 3 << 18;  // of keys and values
 constexpr Index kBlocksPerSum = 4;     // longer ones grow less accurate
 
 // The same for groups of M::row_group rows of `rows`, f(group, its first row, terms, index), as far
