@@ -84,15 +84,14 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
 
 // The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of
 // the lse are all in `scale`, and 2^(s - shift) is not rounded for it. An empty row, whose lse is
-// -inf, has an infinite shift: its weights are 0. `exponent` is all of it, rounded: e^-lse is about
-// 2^-exponent.
+// -inf, has an infinite shift: its weights are 0. `scale` is 2^-rest.
 template <class T>
 struct RowScale {
-  T shift, scale, exponent;
+  T shift, scale, rest;
 };
 static_assert(sizeof(RowScale<float>) == kRowScaleNumbers * sizeof(float));
 template <class T>
-constexpr RowScale<T> kNoRow{T(__builtin_inff()), T(1), T(__builtin_inff())};
+constexpr RowScale<T> kNoRow{T(__builtin_inff()), T(1), T(0)};
 
 template <class T>
 struct ScaledRow {
@@ -140,18 +139,21 @@ struct ShortExponential {
     return X::mul(of<0>(X::fms(s, factor, row.shift)), row.scale);
   }
 };
-// Of weights that are rounded to bfloat16: the difference from the lse may be rounded too. Beside
-// products of tiles a multiplication takes as long as two additions.
+// Of weights that are rounded to bfloat16: the rest is subtracted, where beside products of tiles a
+// multiplication takes as long as two subtractions.
 template <class T>
 struct RoundedExponential {
   using X = Vec<T>;
   using V = typename X::V;
   struct OfRow {
-    V exponent;
-    CATTN_INLINE void set(const RowScale<T>& row) { exponent = X::set1(row.exponent); }
+    V shift, rest;
+    CATTN_INLINE void set(const RowScale<T>& row) {
+      shift = X::set1(row.shift);
+      rest = X::set1(row.rest);
+    }
   };
   CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
-    const V x = X::fms(s, factor, row.exponent);
+    const V x = X::sub(X::fms(s, factor, row.shift), row.rest);
     return X::scale2_below(exp2_polynomial<T, 0, Exp2PolynomialOfBFloat16>(X::fraction_above(x)),
                            x);
   }
@@ -174,15 +176,15 @@ CATTN_INLINE void row_scales(typename Vec<T>::V lse, Index count, RowScale<T>* s
   // What the product lost to rounding, exactly, and log2(e)'s digits beyond T.
   const auto lost = X::fma(lse, rest, X::fma(lse, log2e, X::sub(X::zero(), exponent)));
   const auto f = X::add(X::sub(exponent, n), lost);
-  T exponents[X::width], shifts[X::width], factors[X::width];
-  X::store(exponents, exponent);
+  T shifts[X::width], factors[X::width], rests[X::width];
   X::store(shifts, n);
   X::store(factors, exp2_polynomial<T>(X::sub(X::zero(), f)));
+  X::store(rests, f);
   for (Index r = 0; r < count; ++r) {
     const bool empty = shifts[r] == -T(__builtin_inff());
     scales[r] = empty ? kNoRow<T>
                       : RowScale<T>{with_short_nan(shifts[r]), with_short_nan(factors[r]),
-                                    with_short_nan(exponents[r])};
+                                    with_short_nan(rests[r])};
   }
 }
 
