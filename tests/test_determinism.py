@@ -46,6 +46,17 @@ def test_any_number_of_threads(dtype, case):
         assert_same(everything(case, dtype, num_threads=threads), one)
 
 
+def test_long_blocks_of_queries(any_dtype):
+    """Of many heads (see test_half.py): any number of threads, and an entry alone."""
+    q, k, v, options, *_ = problem(
+        Case(257, 70, 16, 16, hq=128, hkv=2, batch=(2,), mask=(257, 70)), any_dtype
+    )
+    one = cattn.attention(q, k, v, **options, num_threads=1)
+    for threads in (2, 5):
+        assert_same(cattn.attention(q, k, v, **options, num_threads=threads), one)
+    assert_same(cattn.attention(q[1:], k[1:], v[1:], **options), one[1:])
+
+
 @pytest.mark.parametrize("case", CASES[-2:], ids=["window", "lengths"])
 def test_any_number_of_threads_in_half_types_and_forward_mode(any_dtype, case):
     q, k, v, options, *_ = problem(case, any_dtype)

@@ -27,6 +27,9 @@ CASES = [
     Case(20, 130, 8, 16, hq=2, batch=(2,), bias=(2, 1, 20, 130), softcap=2.0, sinks=True),
     Case(49, 130, 5, 9, hq=2, batch=(2,), mask=(49, 130), alibi="head", lengths=True, dropout=0.3),
     Case(300, 300, 16, 40, window=(9, 3), causal_offset=0, spread=4.0),
+    # more than one block of 256 queries and of 256 keys
+    Case(270, 300, 16, 24, mask=(270, 300), softcap=2.0, dropout=0.2),
+    Case(270, 520, 24, 16, bias=(270, 520), causal=True),
 ]
 
 

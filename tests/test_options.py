@@ -13,7 +13,7 @@ def check(case, dtype, record):
         one(case, dtype, record)
 
 
-# Around vectors, register tiles, blocks of 64 and 128 keys and of 48 and 96 queries.
+# Around vectors, register tiles, blocks of 64, 128 and 256 keys and of 48 and 96 queries.
 LENGTHS = [(5, 17), (47, 65), (49, 63), (97, 129), (3, 260), (200, 9)]
 OPTIONS = {
     "nothing": {},

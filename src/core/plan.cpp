@@ -43,13 +43,15 @@ int32_t threads_for(const Problem& problem, double flops) {
 }
 
 Index query_block_of(const Problem& problem, Index longest) {
-  constexpr Index usual = 128, wanted = 4, many = 128, fewest_queries = 32;
-  const Index query_block = std::min(longest, usual);
+  constexpr Index wanted = 4, fewest_queries = 32;
+  constexpr Index long_block = 256, many = 128;  // such a block is halved where there are fewer
+  const bool is_long = longest >= long_block;
+  const Index query_block = is_long ? longest / 2 : longest;
   const double flops = 2 * static_cast<double>(problem.heads_q * problem.queries) *
                        static_cast<double>(problem.keys) *
                        static_cast<double>(problem.head_dim + problem.value_dim);
   if (problem.packed || flops < 2 * kFlopsPerThread) return query_block;
-  if (problem.heads_q * (problem.queries / longest) >= many) return longest;
+  if (is_long && problem.heads_q * (problem.queries / longest) >= many) return longest;
   const Index per_head = ceil_div(wanted, problem.heads_q);
   const Index queries = ceil_div(ceil_div(problem.queries, per_head), fewest_queries);
   return std::min(query_block, queries * fewest_queries);

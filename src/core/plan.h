@@ -22,9 +22,9 @@ double estimated_scores(const Problem& problem);
 // Threads worth waking for `flops` of work.
 int32_t threads_for(const Problem& problem, double flops);
 
-// The query block of the forward: the longest one of the kernels where a batch entry has many of
-// them to share out, or less. Whether numbers split into parts is decided for all queries of a
-// block, so that it must depend neither on the threads nor on the other entries.
+// The query block of the forward: the longest one of the kernels; where a batch entry has not many
+// to share out, half of a very long one, or less. Whether numbers split into parts is decided for
+// all queries of a block, so that it must depend neither on the threads nor on the other entries.
 Index query_block_of(const Problem& problem, Index longest);
 
 // Packed operands are either one pair's (batch, kv head) at a time, in its thread's own memory,

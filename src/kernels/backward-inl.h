@@ -304,6 +304,9 @@ template <class M, int kHeadSteps, int kValueSteps, class T = typename M::T>
 [[gnu::noinline]] void keep_gradients(typename M::Backward& matrices, const BackwardTask& t,
                                       const ScoreBlock& block, T* room, T factor) {
   constexpr Index tile = M::row_group * kPanel<T>;
+  // Two of s and of dp, and score gradients of a group as a left operand.
+  static_assert(4 * tile + M::row_group * M::BackwardTiles::key_block * M::gradient_parts / 2 <=
+                M::BackwardTiles::query_block * M::BackwardTiles::key_block);
   const Count<kHeadSteps> head_steps{in_steps_of(t.head_dim, M::depth_step)};
   const Count<kValueSteps> value_steps{in_steps_of(t.value_dim, M::depth_step)};
   PanelsOfBlock<M> next(block);

@@ -83,8 +83,9 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
 }
 
 // The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of
-// the lse are all in `scale`, and 2^(s - shift) is not rounded for it. An empty row, whose lse is
-// -inf, has an infinite shift: its weights are 0. `scale` is 2^-rest.
+// the lse are all in `scale`, and 2^(s - shift) is not rounded for it. `rest` is what the shift
+// leaves of the exponent, so `scale` is 2^-rest. An empty row, whose lse is -inf, has an infinite
+// shift: its weights are 0.
 template <class T>
 struct RowScale {
   T shift, scale, rest;
@@ -139,7 +140,7 @@ struct ShortExponential {
     return X::mul(of<0>(X::fms(s, factor, row.shift)), row.scale);
   }
 };
-// Of weights that are rounded to bfloat16: the rest is subtracted, where beside products of tiles a
+// Of weights that are rounded to bfloat16: the rest is subtracted, since beside products of tiles a
 // multiplication takes as long as two subtractions.
 template <class T>
 struct RoundedExponential {
@@ -170,11 +171,11 @@ template <class T>
 CATTN_INLINE void row_scales(typename Vec<T>::V lse, Index count, RowScale<T>* scales) {
   using X = Vec<T>;
   constexpr T high = static_cast<T>(kLog2e);
-  const auto log2e = X::set1(high), rest = X::set1(static_cast<T>(kLog2eRest<T>));
+  const auto log2e = X::set1(high), log2e_rest = X::set1(static_cast<T>(kLog2eRest<T>));
   const auto exponent = X::mul(lse, log2e);
   const auto n = X::nearest(exponent);
   // What the product lost to rounding, exactly, and log2(e)'s digits beyond T.
-  const auto lost = X::fma(lse, rest, X::fma(lse, log2e, X::sub(X::zero(), exponent)));
+  const auto lost = X::fma(lse, log2e_rest, X::fma(lse, log2e, X::sub(X::zero(), exponent)));
   const auto f = X::add(X::sub(exponent, n), lost);
   T shifts[X::width], factors[X::width], rests[X::width];
   X::store(shifts, n);

@@ -24,7 +24,8 @@ using TileRegisters = HardwareTiles;
 
 }  // namespace
 
-// Measured, time over that of multiply-adds, forward and backward, of as many queries as keys:
+// Measured where figures stand, time over that of multiply-adds, forward and backward, of as many
+// queries as keys:
 //   D = Dv        64          96          128         256         1024
 //   16            1.51, 1.35  1.32, 1.29  1.21, 1.18  1.06, 1.22  0.91, 1.17
 //   24            1.25, 1.20  1.06, 1.11  0.96, 1.08  0.80, 0.97  0.65, 0.96

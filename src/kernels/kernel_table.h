@@ -244,7 +244,7 @@ struct HeadSize {
   }
 };
 
-// Those that reach one of these.
+// Those that reach one of these; all, if one is left out.
 struct HeadSizes {
   HeadSize least[3];
 

@@ -240,6 +240,8 @@ struct PairMatrices {
   static constexpr bool keeps_gradients = Micro::stores_sums && !kIsLimited<Format>;
   // Of score gradients and keys in the backward.
   static constexpr Pairing gradient_pairing = keeps_gradients ? Pairing::halves : pairing;
+  static_assert(depth_step == kPairDepth ||
+                (gradient_pairing == Pairing::neighbours && weight_pairing == Pairing::neighbours));
   using BackwardTiles = typename BackwardBlocks<keeps_gradients && gradient_parts == 1>::Type;
   static_assert(!keeps_gradients || row_group == kPairDepth);
 

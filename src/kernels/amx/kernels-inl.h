@@ -1,6 +1,6 @@
 // What isa_amx.cpp and isa_amx_emulated.cpp have in common: all kernels on `TileRegisters`, which
-// is HardwareTiles or EmulatedTiles. Included behind it, and behind Vec and Pairs, inside the ISA's
-// anonymous namespace.
+// is HardwareTiles or EmulatedTiles. Included behind it, and behind Vec, VectorTile and Pairs,
+// inside the ISA's anonymous namespace.
 
 using Tile = VectorTile<256, 256>;
 
