@@ -302,7 +302,7 @@ class Backward {
     }
     k_.row_terms(terms);
     if (p_.dq) {
-      std::memset(packed.dq + block * dq_bytes_, 0, static_cast<size_t>(dq_bytes_));
+      k_.clear({packed.dq + block * dq_bytes_, true, rows, p_.head_dim});
       const BlockRange attended = key_blocks_of(e, block);
       ::new (packed.turns + block) std::atomic<Index>(attended.first);
       if (attended.count == 0) flush_dq(e, h, block, nullptr);
@@ -357,9 +357,13 @@ class Backward {
     char* const own = scratch(thread);
     char* const sums = own + scratch_bytes_;
     const Index end = std::min(first + run_length_, e.key_blocks);
-    std::memset(sums, 0, static_cast<size_t>((end - first) * sums_bytes_));
     const auto dk = [&](Index b) { return sums + (b - first) * sums_bytes_; };
     const auto dv = [&](Index b) { return dk(b) + ceil_div(dk_bytes_, kAlignment) * kAlignment; };
+    for (Index b = first; b < end; ++b) {
+      const Index rows = key_rows(e, b);
+      if (p_.dk) k_.clear({dk(b), false, rows, p_.head_dim});
+      if (p_.dv) k_.clear({dv(b), false, rows, p_.value_dim});
+    }
     const BlockRange range = query_blocks_of(e, first, end - first);
     for (Index g = 0; g < p_.group; ++g) {
       const Index head = h * p_.group + g;

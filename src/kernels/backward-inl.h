@@ -494,6 +494,29 @@ void row_terms(const RowTermsTask& t) {
   if (t.dsink) *t.dsink = dsink;
 }
 
+// The accumulator of a block is in panels of its rows, or that of its transpose in panels of theirs.
+template <class M>
+CATTN_INLINE bool is_transposed_accumulator(bool query_side) {
+  return M::transposes_keys && !query_side;
+}
+template <class M>
+CATTN_INLINE Index accumulator_panel_rows(bool query_side, Index cols) {
+  if (is_transposed_accumulator<M>(query_side)) return round_up(cols, kPanel<typename M::T>);
+  return query_side ? M::BackwardTiles::query_block : M::BackwardTiles::key_block;
+}
+
+template <class M>
+void clear(const ClearTask& t) {
+  using T = typename M::T;
+  T* panel = static_cast<T*>(t.accumulator);
+  const Index panel_rows = accumulator_panel_rows<M>(t.query_side, t.cols);
+  const bool transposed = is_transposed_accumulator<M>(t.query_side);
+  const Index rows = transposed ? panel_rows : round_up(t.rows, M::row_padding);
+  const Index cols = transposed ? t.rows : t.cols;
+  for (Index col = 0; col < cols; col += kPanel<T>, panel += panel_rows * kPanel<T>)
+    fill(panel, rows * kPanel<T>, T(0));
+}
+
 template <class M, class S>
 void flush(const FlushTask& t) {
   using T = typename M::T;
@@ -501,11 +524,8 @@ void flush(const FlushTask& t) {
   constexpr Index width = X::width;
   const T* const accumulator = static_cast<const T*>(t.accumulator);
   const auto factor = X::set1(accumulator ? static_cast<T>(t.factor) : T(0));
-  // The accumulator is in panels of the block's rows, or that of its transpose in panels of theirs.
-  const bool transposed = M::transposes_keys && !t.query_side;
-  const Index panel_rows = transposed     ? round_up(t.cols, kPanel<T>)
-                           : t.query_side ? M::BackwardTiles::query_block
-                                          : M::BackwardTiles::key_block;
+  const bool transposed = is_transposed_accumulator<M>(t.query_side);
+  const Index panel_rows = accumulator_panel_rows<M>(t.query_side, t.cols);
   const auto vector_at = [&](Index r, Index col) {
     if (!accumulator) return X::zero();
     return X::load(accumulator + (col / kPanel<T> * panel_rows + r) * kPanel<T> + col % kPanel<T>);

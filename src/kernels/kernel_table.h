@@ -158,6 +158,13 @@ struct BackwardTask {
   void* scratch;  // backward_scratch_bytes
 };
 
+// Sets the rows of the accumulator of one block to zero; the products touch no others.
+struct ClearTask {
+  void* accumulator;
+  bool query_side;  // as in FlushTask
+  Index rows, cols;
+};
+
 // Turns the accumulator of one block into rows: out = factor * accumulator.
 struct FlushTask {
   const void* accumulator;  // null: zeros
@@ -222,6 +229,7 @@ struct MatrixKernels {
   void (*weights)(const WeightsTask&);
   void (*backward)(const BackwardTask&);
   void (*backward_dq)(const BackwardTask&);
+  void (*clear)(const ClearTask&);
   void (*flush)(const FlushTask&);
   void (*flush_wide)(const FlushTask&);  // to rows of the arithmetic type
 };

@@ -22,6 +22,7 @@ constexpr MatrixKernels matrix_kernels() {
           weights<M, S>,
           backward<M>,
           backward_dq<M>,
+          clear<M>,
           flush<M, S>,
           flush<M, T>};
 }
