@@ -1,8 +1,8 @@
-// The backward loop nest. Per (batch, kv head) pair: pack both sides, then a run of key blocks at a
-// time against all query blocks of the group; dk and dv of the run are summed in the thread's own
-// memory, dq of a query block in one accumulator, to which the key blocks add in their order,
-// whichever threads compute them. A run and all that belongs to it stay in the L2 cache, through
-// which the query blocks pass once for each run.
+// The backward loop nest. Per (batch, kv head) pair: pack the query side, then a run of key blocks
+// at a time against all query blocks of the group. The keys of a run are packed, and its dk and dv
+// summed, in the thread's own memory; dq of a query block in one accumulator, to which the key
+// blocks add in their order, whichever threads compute them. A run and all that belongs to it stay
+// in the L2 cache, through which the query blocks pass once for each run.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -45,20 +45,24 @@ struct Entry {
   Index key_blocks;          // over all rows that gradients are written for
   Index query_blocks;        // of one head
   Index group_query_blocks;  // of all heads of a group
-  Index first_keys;          // (kv head, key block) in order
   Index first_queries;       // (query head, query block) in order
   Index first_row;           // (query head, query) in order
 };
 
-// Everything packed for one pair. Blocks follow one another.
-struct PackedPair {
-  char *keys, *values_t, *key_rows;  // per key block
-  uint8_t* key_flags;
+// The query side of one pair. Blocks follow one another.
+struct PackedQueries {
   char *queries, *grads_out;  // per (query head of the group, query block)
-  uint8_t* query_flags;
+  uint8_t* flags;
   char *row_scales, *delta;   // per (query head of the group, query)
   char* dq;                   // per (query head of the group, query block)
   std::atomic<Index>* turns;  // likewise: the key block that may add to dq next
+};
+
+// A key block and its sums.
+struct PackedKeys {
+  char *keys, *values_t, *key_rows;
+  uint8_t* flags;
+  char *dk, *dv;
 };
 
 class Backward {
@@ -67,13 +71,14 @@ class Backward {
       : p_(problem), k_(kernels), tiling_(kernels.backward_tiling), pairs_(p_.batch * p_.heads_kv) {
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
-      Entry e{b, p_.sequence(b), p_.band(b), 0, 0, 0, total_.keys, total_.queries, total_.rows};
+      Entry e{b, p_.sequence(b), p_.band(b), 0, 0, 0, total_.queries, total_.rows};
       e.key_blocks = ceil_div(e.sequence.key_rows, tiling_.key_block);
       e.query_blocks = ceil_div(e.sequence.queries, tiling_.query_block);
       e.group_query_blocks = p_.group * e.query_blocks;
-      const Sizes mine{e.key_blocks, e.group_query_blocks, p_.group * e.sequence.queries};
+      const Sizes mine{e.group_query_blocks, p_.group * e.sequence.queries};
       total_.add(mine, p_.heads_kv);
       most_.raise(mine);
+      most_key_blocks_ = std::max(most_key_blocks_, e.key_blocks);
       entries_.push_back(e);
     }
   }
@@ -81,7 +86,7 @@ class Backward {
   void run() {
     const double flops = 6 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
     threads_ = threads_for(p_, flops);
-    // The gradient of the bias visits the pairs once more, so it wants them all.
+    // The gradient of the bias visits the pairs once more, so it wants all of them.
     shared_ = p_.dbias || choose_packing(p_, threads_) == Packing::shared;
 
     Sizes sizes = total_;
@@ -103,49 +108,41 @@ class Backward {
           [&](Index pair, int32_t thread) {
             const Entry& e = entry(pair);
             const Index h = pair % p_.heads_kv;
-            const PackedPair packed = packed_pair(e, h, thread);
-            for (Index b = 0; b < e.key_blocks; ++b) pack_keys(e, h, b, packed);
+            const PackedQueries packed = packed_queries(e, h, thread);
             for (Index b = 0; b < e.group_query_blocks; ++b) pack_queries(e, h, b, packed);
           },
           [&](Index pair, Index run, int32_t owner, int32_t thread) {
             const Entry& e = entry(pair);
             const Index h = pair % p_.heads_kv;
-            key_blocks_at(e, h, run * run_length_, packed_pair(e, h, owner), thread);
+            key_blocks_at(e, h, run * run_length_, packed_queries(e, h, owner), thread);
           });
     }
     if (p_.dsinks_array.data) add_up_sinks();
   }
 
  private:
-  // What one pair needs, or all of them.
+  // What the query side of one pair needs, or of all of them.
   struct Sizes {
-    Index keys = 0, queries = 0, rows = 0;
+    Index queries = 0, rows = 0;
     void add(const Sizes& pair, Index count) {
-      keys = checked_add(keys, checked_multiply(count, pair.keys));
       queries = checked_add(queries, checked_multiply(count, pair.queries));
       rows = checked_add(rows, checked_multiply(count, pair.rows));
     }
     void raise(const Sizes& pair) {
-      keys = std::max(keys, pair.keys);
       queries = std::max(queries, pair.queries);
       rows = std::max(rows, pair.rows);
     }
   };
 
   void run_shared() const {
-    parallel_items(total_.keys, threads_, p_.executor, [&](Index item, int32_t thread) {
-      const Entry& e = entry_of(entries_, &Entry::first_keys, item);
-      const Index rest = item - e.first_keys, h = rest / e.key_blocks;
-      pack_keys(e, h, rest % e.key_blocks, packed_pair(e, h, thread));
-    });
     parallel_items(total_.queries, threads_, p_.executor, [&](Index item, int32_t thread) {
       const Entry& e = entry_of(entries_, &Entry::first_queries, item);
       const Index rest = item - e.first_queries, h = rest / e.group_query_blocks;
-      pack_queries(e, h, rest % e.group_query_blocks, packed_pair(e, h, thread));
+      pack_queries(e, h, rest % e.group_query_blocks, packed_queries(e, h, thread));
     });
     // As many pairs at a time as threads, so that they rarely wait for one another; run by run,
     // since the first keys are seen by the most queries: the light ones fill the gaps.
-    const Index at_once = threads_, runs = ceil_div(most_.keys, run_length_);
+    const Index at_once = threads_, runs = ceil_div(most_key_blocks_, run_length_);
     const Index items = checked_multiply(pairs_, runs);
     parallel_items(
         items, threads_, p_.executor,
@@ -155,7 +152,9 @@ class Backward {
           const Index rest = item - first * runs, block = rest / pairs * run_length_;
           const Index pair = first + rest % pairs, h = pair % p_.heads_kv;
           const Entry& e = entry(pair);
-          if (block < e.key_blocks) key_blocks_at(e, h, block, packed_pair(e, h, thread), thread);
+          if (block < e.key_blocks) {
+            key_blocks_at(e, h, block, packed_queries(e, h, thread), thread);
+          }
         },
         Order::one_by_one);
     if (p_.dbias) run_bias_gradient();
@@ -178,10 +177,6 @@ class Backward {
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
     };
-    keys_at_ = part(sizes.keys, key_bytes_);
-    values_at_ = part(sizes.keys, value_bytes_);
-    key_rows_at_ = part(sizes.keys, key_rows_bytes_);
-    key_flags_at_ = part(sizes.keys, 1);
     queries_at_ = part(sizes.queries, query_bytes_);
     grads_out_at_ = part(sizes.queries, grad_out_bytes_);
     query_flags_at_ = part(sizes.queries, 1);
@@ -191,10 +186,9 @@ class Backward {
     turns_at_ = part(p_.dq ? sizes.queries : 0, sizeof(std::atomic<Index>));
     dsinks_at_ = part(p_.dsinks_array.data ? total_.queries : 0, sizeof(double));
 
-    const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
     scratch_bytes_ = aligned(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim));
-    sums_bytes_ = aligned(dk_bytes_) + aligned(dv_bytes_);
-    thread_bytes_ = scratch_bytes_ + run_length_ * sums_bytes_ + (p_.dbias ? 2 * tile_bytes_ : 0);
+    thread_bytes_ =
+        scratch_bytes_ + run_length_ * key_block_bytes() + (p_.dbias ? 2 * tile_bytes_ : 0);
     threads_at_ = part(threads_, thread_bytes_);
   }
 
@@ -202,30 +196,25 @@ class Backward {
   // Neither tells in the results.
   Index run_length() const {
     constexpr Index runs_per_thread = 8;
-    const Index block = key_bytes_ + value_bytes_ + key_rows_bytes_ + dk_bytes_ + dv_bytes_;
-    const Index blocks = checked_multiply(pairs_, most_.keys);
-    const Index in_cache = l2_cache_bytes() / 8 * 3 / block;
+    const Index blocks = checked_multiply(pairs_, most_key_blocks_);
+    const Index in_cache = l2_cache_bytes() / 8 * 3 / key_block_bytes();
     const Index fair = blocks / (runs_per_thread * threads_);
-    return std::max<Index>(std::min({in_cache, fair, most_.keys}), 1);
+    return std::max<Index>(std::min({in_cache, fair, most_key_blocks_}), 1);
   }
 
-  // Where a pair is packed: in its own place, or in its thread's.
-  PackedPair packed_pair(const Entry& e, Index h, int32_t thread) const {
+  // Where the query side of a pair is packed: in its own place, or in its thread's.
+  PackedQueries packed_queries(const Entry& e, Index h, int32_t thread) const {
     Sizes at;
     if (shared_) {
-      at = {e.first_keys + h * e.key_blocks, e.first_queries + h * e.group_query_blocks,
+      at = {e.first_queries + h * e.group_query_blocks,
             e.first_row + h * p_.group * e.sequence.queries};
     } else {
       at.add(most_, thread);
     }
-    PackedPair pair;
-    pair.keys = data_ + keys_at_ + at.keys * key_bytes_;
-    pair.values_t = data_ + values_at_ + at.keys * value_bytes_;
-    pair.key_rows = data_ + key_rows_at_ + at.keys * key_rows_bytes_;
-    pair.key_flags = reinterpret_cast<uint8_t*>(data_ + key_flags_at_ + at.keys);
+    PackedQueries pair;
     pair.queries = data_ + queries_at_ + at.queries * query_bytes_;
     pair.grads_out = data_ + grads_out_at_ + at.queries * grad_out_bytes_;
-    pair.query_flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.queries);
+    pair.flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.queries);
     pair.row_scales = data_ + row_scales_at_ + at.rows * kRowScaleNumbers * k_.arithmetic_size;
     pair.delta = data_ + delta_at_ + at.rows * k_.arithmetic_size;
     pair.dq = data_ + dq_at_ + at.queries * dq_bytes_;
@@ -233,6 +222,29 @@ class Backward {
     return pair;
   }
   char* scratch(int32_t thread) const { return data_ + threads_at_ + thread * thread_bytes_; }
+
+  static Index aligned(Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
+  Index key_block_bytes() const {
+    return aligned(key_bytes_) + aligned(value_bytes_) + aligned(key_rows_bytes_) + aligned(1) +
+           aligned(dk_bytes_) + aligned(dv_bytes_);
+  }
+  // The thread's own place for a key block of a run.
+  PackedKeys packed_keys(Index in_run, int32_t thread) const {
+    char* at = scratch(thread) + scratch_bytes_ + in_run * key_block_bytes();
+    const auto take = [&](Index bytes) {
+      char* const mine = at;
+      at += aligned(bytes);
+      return mine;
+    };
+    PackedKeys block;
+    block.keys = take(key_bytes_);
+    block.values_t = take(value_bytes_);
+    block.key_rows = take(key_rows_bytes_);
+    block.flags = reinterpret_cast<uint8_t*>(take(1));
+    block.dk = take(dk_bytes_);
+    block.dv = take(dv_bytes_);
+    return block;
+  }
 
   // ---- indices ----
 
@@ -257,23 +269,17 @@ class Backward {
 
   // ---- the phases ----
 
-  void pack_keys(const Entry& e, Index h, Index block, const PackedPair& packed) const {
+  void pack_keys(const Entry& e, Index h, Index block, const PackedKeys& packed) const {
     const Index rows = key_rows(e, block);
-    if (rows == 0) return;
     const Index first = e.sequence.first_key + block * tiling_.key_block;
     const ConstRows k = p_.rows(p_.k, e.batch, h, first), v = p_.rows(p_.v, e.batch, h, first);
-    uint8_t flags =
-        k_.pack({Operand::key, k, rows, p_.head_dim, packed.keys + block * key_bytes_}, tiling_);
-    flags &= k_.pack(
-        {Operand::value_t, v, rows, p_.value_dim, packed.values_t + block * value_bytes_}, tiling_);
-    if (p_.dq) {
-      k_.pack({Operand::key_rows, k, rows, p_.head_dim, packed.key_rows + block * key_rows_bytes_},
-              tiling_);
-    }
-    packed.key_flags[block] = flags;
+    uint8_t flags = k_.pack({Operand::key, k, rows, p_.head_dim, packed.keys}, tiling_);
+    flags &= k_.pack({Operand::value_t, v, rows, p_.value_dim, packed.values_t}, tiling_);
+    if (p_.dq) k_.pack({Operand::key_rows, k, rows, p_.head_dim, packed.key_rows}, tiling_);
+    *packed.flags = flags;
   }
 
-  void pack_queries(const Entry& e, Index h, Index block, const PackedPair& packed) const {
+  void pack_queries(const Entry& e, Index h, Index block, const PackedQueries& packed) const {
     const Index b = e.batch, head = query_head_of(e, h, block);
     const Index first = e.sequence.first_query + first_query(e, block), rows = query_rows(e, block);
     const ConstRows q = p_.rows(p_.q, b, head, first), dout = p_.rows(p_.dout, b, head, first);
@@ -282,7 +288,7 @@ class Backward {
     flags &= k_.pack(
         {Operand::grad_out, dout, rows, p_.value_dim, packed.grads_out + block * grad_out_bytes_},
         tiling_);
-    packed.query_flags[block] = flags;
+    packed.flags[block] = flags;
     RowTermsTask terms{};
     terms.grad_out = dout;
     terms.out = p_.rows(p_.out, b, head, first);
@@ -314,8 +320,8 @@ class Backward {
                        k_.arithmetic_size;
   }
 
-  BackwardTask task(const Entry& e, Index key_block, Index block, const PackedPair& packed,
-                    const ScoreTerms& terms) const {
+  BackwardTask task(const Entry& e, Index key_block, const PackedKeys& keys, Index block,
+                    const PackedQueries& packed, const ScoreTerms& terms) const {
     BackwardTask t{};
     t.rows = query_rows(e, block);
     t.first_query = first_query(e, block);
@@ -327,10 +333,10 @@ class Backward {
     t.terms = &terms;
     t.query = packed.queries + block * query_bytes_;
     t.grad_out = packed.grads_out + block * grad_out_bytes_;
-    t.key = packed.keys + key_block * key_bytes_;
-    t.value_t = packed.values_t + key_block * value_bytes_;
-    t.key_rows = packed.key_rows + key_block * key_rows_bytes_;
-    t.flags = packed.key_flags[key_block] & packed.query_flags[block];
+    t.key = keys.keys;
+    t.value_t = keys.values_t;
+    t.key_rows = keys.key_rows;
+    t.flags = *keys.flags & packed.flags[block];
     t.row_scales = row_term(e, packed.row_scales, kRowScaleNumbers, block);
     t.delta = row_term(e, packed.delta, 1, block);
     return t;
@@ -352,19 +358,18 @@ class Backward {
   }
 
   // A run of key blocks from `first` on against all the query blocks that attend them.
-  void key_blocks_at(const Entry& e, Index h, Index first, const PackedPair& packed,
+  void key_blocks_at(const Entry& e, Index h, Index first, const PackedQueries& packed,
                      int32_t thread) const {
-    char* const own = scratch(thread);
-    char* const sums = own + scratch_bytes_;
     const Index end = std::min(first + run_length_, e.key_blocks);
-    const auto dk = [&](Index b) { return sums + (b - first) * sums_bytes_; };
-    const auto dv = [&](Index b) { return dk(b) + ceil_div(dk_bytes_, kAlignment) * kAlignment; };
-    for (Index b = first; b < end; ++b) {
-      const Index rows = key_rows(e, b);
-      if (p_.dk) k_.clear({dk(b), false, rows, p_.head_dim});
-      if (p_.dv) k_.clear({dv(b), false, rows, p_.value_dim});
-    }
     const BlockRange range = query_blocks_of(e, first, end - first);
+    const auto keys_of = [&](Index b) { return packed_keys(b - first, thread); };
+    for (Index b = first; b < end; ++b) {
+      const PackedKeys keys = keys_of(b);
+      const Index rows = key_rows(e, b);
+      if (range.count > 0 && rows > 0) pack_keys(e, h, b, keys);
+      if (p_.dk) k_.clear({keys.dk, false, rows, p_.head_dim});
+      if (p_.dv) k_.clear({keys.dv, false, rows, p_.value_dim});
+    }
     for (Index g = 0; g < p_.group; ++g) {
       const Index head = h * p_.group + g;
       const ScoreTerms terms = p_.terms(e.batch, head), unmasked = without_mask(terms);
@@ -374,10 +379,12 @@ class Backward {
         const Index last = std::min(end, attended.first + attended.count);
         for (Index b = std::max(first, attended.first); b < last; ++b) {
           const MaskKind kind = mask_kind(e, head, qb, b);
-          BackwardTask t = task(e, b, block, packed, kind == MaskKind::full ? unmasked : terms);
-          t.dk = p_.dk ? dk(b) : nullptr;
-          t.dv = p_.dv ? dv(b) : nullptr;
-          t.scratch = own;
+          const PackedKeys keys = keys_of(b);
+          BackwardTask t =
+              task(e, b, keys, block, packed, kind == MaskKind::full ? unmasked : terms);
+          t.dk = p_.dk ? keys.dk : nullptr;
+          t.dv = p_.dv ? keys.dv : nullptr;
+          t.scratch = scratch(thread);
           const bool attends = kind != MaskKind::empty;
           if (p_.dq) {
             backward_in_turn(e, h, b, block, packed, t, attends);
@@ -388,8 +395,9 @@ class Backward {
       }
     }
     for (Index b = first; b < end; ++b) {
-      if (p_.dk) flush_keys(e, h, b, dk(b), p_.dk, p_.head_dim, p_.scale);
-      if (p_.dv) flush_keys(e, h, b, dv(b), p_.dv, p_.value_dim, p_.dropout.kept_scale);
+      const PackedKeys keys = keys_of(b);
+      if (p_.dk) flush_keys(e, h, b, keys.dk, p_.dk, p_.head_dim, p_.scale);
+      if (p_.dv) flush_keys(e, h, b, keys.dv, p_.dv, p_.value_dim, p_.dropout.kept_scale);
     }
   }
 
@@ -405,7 +413,7 @@ class Backward {
   // The key blocks of a query block take turns in adding to dq; the last one writes the result.
   // Where the turn has come already, dq is done with the rest.
   void backward_in_turn(const Entry& e, Index h, Index key_block, Index block,
-                        const PackedPair& packed, BackwardTask& t, bool attends) const {
+                        const PackedQueries& packed, BackwardTask& t, bool attends) const {
     std::atomic<Index>& turn = packed.turns[block];
     void* const dq = packed.dq + block * dq_bytes_;
     if (turn.load(std::memory_order_acquire) == key_block) t.dq = dq;
@@ -517,15 +525,18 @@ class Backward {
       const Range keys = range(p_.bias_cols_broadcast, e.key_blocks, of.key_block);
       for (Index h = heads.begin; h < heads.end; ++h) {
         const ScoreTerms terms = p_.terms(e.batch, h), unmasked = without_mask(terms);
-        const PackedPair packed = packed_pair(e, h / p_.group, thread);
+        const PackedQueries packed = packed_queries(e, h / p_.group, thread);
+        const PackedKeys packed_block = packed_keys(0, thread);
         for (Index key_block = keys.begin; key_block < keys.end; ++key_block) {
           const BlockRange attending = query_blocks_of(e, key_block);
           const Index from = std::max(queries.begin, attending.first);
           const Index to = std::min(queries.end, attending.first + attending.count);
+          if (from < to) pack_keys(e, h / p_.group, key_block, packed_block);
           for (Index qb = from; qb < to; ++qb) {
             const MaskKind kind = mask_kind(e, h, qb, key_block);
             if (kind == MaskKind::empty) continue;
-            BackwardTask t = task(e, key_block, h % p_.group * e.query_blocks + qb, packed,
+            const Index block = h % p_.group * e.query_blocks + qb;
+            BackwardTask t = task(e, key_block, packed_block, block, packed,
                                   kind == MaskKind::full ? unmasked : terms);
             t.scratch = scratch(thread);
             t.dscore = collapses ? part : sum;
@@ -574,6 +585,7 @@ class Backward {
   const Index pairs_;
   std::vector<Entry> entries_;
   Sizes total_, most_;
+  Index most_key_blocks_ = 0;
   int32_t threads_ = 1;
   Index run_length_ = 1;  // key blocks at a time
   bool shared_ = false;
@@ -582,10 +594,9 @@ class Backward {
   const MaskBlocks* mask_blocks_ = nullptr;
   Index key_bytes_ = 0, value_bytes_ = 0, key_rows_bytes_ = 0, query_bytes_ = 0,
         grad_out_bytes_ = 0, dq_bytes_ = 0, dk_bytes_ = 0, dv_bytes_ = 0, tile_bytes_ = 0,
-        scratch_bytes_ = 0, sums_bytes_ = 0, thread_bytes_ = 0;
-  Index keys_at_ = 0, values_at_ = 0, key_rows_at_ = 0, key_flags_at_ = 0, queries_at_ = 0,
-        grads_out_at_ = 0, query_flags_at_ = 0, row_scales_at_ = 0, delta_at_ = 0, dq_at_ = 0,
-        turns_at_ = 0, dsinks_at_ = 0, threads_at_ = 0;
+        scratch_bytes_ = 0, thread_bytes_ = 0;
+  Index queries_at_ = 0, grads_out_at_ = 0, query_flags_at_ = 0, row_scales_at_ = 0, delta_at_ = 0,
+        dq_at_ = 0, turns_at_ = 0, dsinks_at_ = 0, threads_at_ = 0;
 };
 
 }  // namespace
