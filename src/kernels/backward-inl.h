@@ -141,21 +141,18 @@ struct StoreScoreGradients {
   }
 };
 
-// From the products s and dp of two rows to their probabilities and score gradients, in registers.
-// A row that is missing comes to 0.
+// From the products s and dp of two rows to their probabilities and score gradients, in registers:
+// two vectors of each. A row that is missing comes to 0.
 template <class M>
-class GradientsOfRows {
+class TwoRows {
   using T = typename M::T;
   using X = Vec<T>;
+  static constexpr Index stride = kPanel<T>;
 
  public:
   using V = typename X::V;
-  // Two vectors of each row.
-  struct Panel {
-    V p[2][2], ds[2][2];
-  };
 
-  CATTN_INLINE GradientsOfRows(T factor, const RowScale<T>* row_scales, const T* delta, Index count)
+  CATTN_INLINE TwoRows(T factor, const RowScale<T>* row_scales, const T* delta, Index count)
       : by_(X::set1(factor)) {
     CATTN_UNROLL
     for (Index i = 0; i < 2; ++i) {
@@ -163,18 +160,23 @@ class GradientsOfRows {
       d_[i] = X::set1(i < count ? delta[i] : T(0));
     }
   }
-  CATTN_INLINE Panel panel(const T* s, const T* dp, Index stride) const {
-    Panel panel;
+  CATTN_INLINE void probabilities(const T* s, V (&p)[2][2]) const {
+    of_all([&](int i, int j, Index at) CATTN_INLINE_LAMBDA {
+      p[i][j] = M::GradientExponential::from_lse(X::load(s + at), by_, of_row_[i]);
+    });
+  }
+  CATTN_INLINE void gradients(const V (&p)[2][2], const T* dp, V (&ds)[2][2]) const {
+    of_all([&](int i, int j, Index at) CATTN_INLINE_LAMBDA {
+      ds[i][j] = X::mul(p[i][j], X::sub(X::load(dp + at), d_[i]));
+    });
+  }
+  template <class F>
+  CATTN_INLINE static void of_all(F f) {
     CATTN_UNROLL
     for (int i = 0; i < 2; ++i) {
       CATTN_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        const Index at = i * stride + j * X::width;
-        panel.p[i][j] = M::GradientExponential::from_lse(X::load(s + at), by_, of_row_[i]);
-        panel.ds[i][j] = X::mul(panel.p[i][j], X::sub(X::load(dp + at), d_[i]));
-      }
+      for (int j = 0; j < 2; ++j) f(i, j, i * stride + j * X::width);
     }
-    return panel;
   }
 
  private:
@@ -227,19 +229,86 @@ class PanelsOfBlock {
   Range columns_{0, 0};
 };
 
-// Probabilities and score gradients of a panel to `matrices`, which keeps them for the products
-// that add: 0 where it is not attended, or where there is no row and the products are of anything.
+// The rows of a panel that is full, two at a time, to `matrices`, which keeps them for the products
+// that add.
+template <class M>
+class RowsKept {
+  using T = typename M::T;
+  using X = Vec<T>;
+
+ public:
+  static constexpr Index pairs = M::row_group / 2;
+
+  // s and dp: products of the panel.
+  CATTN_INLINE RowsKept(const BackwardTask& t, const typename M::Backward& matrices,
+                        const PanelsOfBlock<M>& panel, T factor, T* s, const T* dp)
+      : keeper_(matrices.row_keeper(0, panel.col())),
+        s_(s),
+        dp_(dp),
+        factor_(factor),
+        row_scales_(static_cast<const RowScale<T>*>(t.row_scales) + panel.row()),
+        delta_(static_cast<const T*>(t.delta) + panel.row()) {}
+
+  CATTN_INLINE void keep() {
+    typename X::V p[2][2], ds[2][2];
+    const TwoRows<M> rows = next();
+    rows.probabilities(s_, p);
+    keeper_.keep_weights(p);
+    rows.gradients(p, dp_, ds);
+    keeper_.keep_gradients(ds);
+    advance();
+  }
+  // The same in two goes over the rows: the first one leaves probabilities in place of s.
+  CATTN_INLINE void keep_weights() {
+    typename X::V p[2][2];
+    next().probabilities(s_, p);
+    TwoRows<M>::of_all([&](int i, int j, Index at)
+                           CATTN_INLINE_LAMBDA { X::store(s_ + at, p[i][j]); });
+    keeper_.keep_weights(p);
+    advance();
+  }
+  CATTN_INLINE void keep_gradients() {
+    typename X::V p[2][2], ds[2][2];
+    TwoRows<M>::of_all([&](int i, int j, Index at)
+                           CATTN_INLINE_LAMBDA { p[i][j] = X::load(s_ + at); });
+    next().gradients(p, dp_, ds);
+    keeper_.keep_gradients(ds);
+    advance();
+  }
+
+ private:
+  CATTN_INLINE TwoRows<M> next() const { return {factor_, row_scales_, delta_, 2}; }
+  CATTN_INLINE void advance() {
+    keeper_.next_rows();
+    s_ += 2 * kPanel<T>;
+    dp_ += 2 * kPanel<T>;
+    row_scales_ += 2;
+    delta_ += 2;
+  }
+  typename M::Backward::RowKeeper keeper_;
+  T* s_;
+  const T* dp_;
+  const T factor_;
+  const RowScale<T>* row_scales_;
+  const T* delta_;
+};
+
+// Any panel: 0 where it is not attended, or where there is no row and the products are of anything.
 template <class M, class T = typename M::T>
-[[gnu::noinline]] void keep_attended(const typename M::Backward& matrices,
-                                     const PanelsOfBlock<M>& panel, const T* s, const T* dp,
-                                     T factor, const RowScale<T>* row_scales, const T* delta) {
+[[gnu::noinline]] void keep_attended(const BackwardTask& t, const typename M::Backward& matrices,
+                                     const PanelsOfBlock<M>& panel, T factor, const T* s,
+                                     const T* dp) {
   using X = Vec<T>;
   const ScoreBlock group = panel.group();
+  const auto* const row_scales = static_cast<const RowScale<T>*>(t.row_scales) + panel.row();
+  const T* const delta = static_cast<const T*>(t.delta) + panel.row();
   auto keeper = matrices.row_keeper(0, panel.col());
   for (Index r = 0; r < M::row_group; r += 2, keeper.next_rows()) {
     if (r == M::row_group / 2) M::stay_awake();
-    const GradientsOfRows<M> rows(factor, row_scales + r, delta + r, group.rows - r);
-    auto [p, ds] = rows.panel(s + r * kPanel<T>, dp + r * kPanel<T>, kPanel<T>);
+    const TwoRows<M> rows(factor, row_scales + r, delta + r, group.rows - r);
+    typename X::V p[2][2], ds[2][2];
+    rows.probabilities(s + r * kPanel<T>, p);
+    rows.gradients(p, dp + r * kPanel<T>, ds);
     CATTN_UNROLL
     for (int i = 0; i < 2; ++i) {
       const Range attended = r + i < group.rows ? group.columns(r + i, 1) : Range{0, 0};
@@ -251,97 +320,142 @@ template <class M, class T = typename M::T>
         ds[i][j] = X::select(lanes, ds[i][j], X::zero());
       }
     }
-    keeper.keep(p, ds);
+    keeper.keep_weights(p);
+    keeper.keep_gradients(ds);
   }
 }
 
-// The same of a panel that is full, some pairs of rows at each step() of the products beside.
-template <class M>
-class RowsKept {
+// What both ways of keeping a block have in common. `group_rows`: room for score gradients of a
+// group as a left operand.
+template <class M, int kHeadSteps, int kValueSteps>
+class KeptPanels {
   using T = typename M::T;
 
  public:
-  CATTN_INLINE RowsKept(const typename M::Backward& matrices, Index col, const T* s, const T* dp,
-                        T factor, const RowScale<T>* row_scales, const T* delta, Index steps)
-      : keeper_(matrices.row_keeper(0, col)),
-        s_(s),
-        dp_(dp),
-        factor_(factor),
-        row_scales_(row_scales),
-        delta_(delta),
-        per_step_((kOne * M::row_group / 2 + steps - 1) / steps) {}
+  static constexpr Index tile = M::row_group * kPanel<T>;
+  static_assert(4 * tile + M::row_group * M::BackwardTiles::key_block * M::gradient_parts / 2 <=
+                M::BackwardTiles::query_block * M::BackwardTiles::key_block);
 
-  CATTN_INLINE void step() {
-    for (due_ += per_step_; due_ >= kOne && row_ < M::row_group; due_ -= kOne) next();
+  CATTN_INLINE KeptPanels(typename M::Backward& matrices, const BackwardTask& t, T factor,
+                          T* group_rows)
+      : matrices_(matrices),
+        t_(t),
+        factor_(factor),
+        group_rows_(group_rows),
+        head_steps_{in_steps_of(t.head_dim, M::depth_step)},
+        value_steps_{in_steps_of(t.value_dim, M::depth_step)} {}
+
+  // The products s and dp of a panel, if there is one.
+  template <class Beside>
+  CATTN_INLINE void multiply_scores(const PanelsOfBlock<M>& panel, T* s, Beside& beside) const {
+    if (!panel.has_one()) return;
+    matrices_.scores_beside(panel.row(), panel.col(), head_steps_, s, beside);
   }
-  CATTN_INLINE void finish() {
-    while (row_ < M::row_group) next();
+  template <class Beside>
+  CATTN_INLINE void multiply_gradients(const PanelsOfBlock<M>& panel, T* dp, Beside& beside) const {
+    if (!panel.has_one()) return;
+    matrices_.gradients_beside(panel.row(), panel.col(), value_steps_, dp, beside);
+  }
+  // How often these call beside.step().
+  CATTN_INLINE Index score_steps() const { return matrices_.steps_beside(head_steps_); }
+  CATTN_INLINE Index gradient_steps() const { return matrices_.steps_beside(value_steps_); }
+
+  CATTN_INLINE RowsKept<M> rows(const PanelsOfBlock<M>& panel, T* s, const T* dp) const {
+    return {t_, matrices_, panel, factor_, s, dp};
+  }
+  // To be called before the rows of a panel are kept, and behind it.
+  CATTN_INLINE void begin(const PanelsOfBlock<M>& panel) const {
+    if (panel.is_first()) matrices_.keep_rows(panel.row(), group_rows_);
+  }
+  CATTN_INLINE void end(const PanelsOfBlock<M>& panel) const {
+    if (panel.is_last() && t_.dq) matrices_.add_kept_dq(panel.group());
   }
 
  private:
-  static constexpr Index kOne = 256;
-  CATTN_INLINE void next() {
-    const GradientsOfRows<M> rows(factor_, row_scales_ + row_, delta_ + row_, 2);
-    const Index at = row_ * kPanel<T>;
-    const auto [p, ds] = rows.panel(s_ + at, dp_ + at, kPanel<T>);
-    keeper_.keep(p, ds);
-    keeper_.next_rows();
-    row_ += 2;
-  }
-  typename M::Backward::RowKeeper keeper_;
-  const T *const s_, *const dp_;
+  typename M::Backward& matrices_;
+  const BackwardTask& t_;
   const T factor_;
-  const RowScale<T>* const row_scales_;
-  const T* const delta_;
-  const Index per_step_;
-  Index due_ = 0, row_ = 0;
+  T* const group_rows_;
+  const Count<kHeadSteps> head_steps_;
+  const Count<kValueSteps> value_steps_;
 };
 
 // Keeps the probabilities and score gradients of a block, and adds to dq: panel by panel, each
-// while the products of the next one are on their way. Scores are plain. `room` is a tile of
-// scores.
+// while products are on their way. Scores are plain. `room` is a tile of scores.
+//
+// Of one part: beside the products of the next panel.
 template <class M, int kHeadSteps, int kValueSteps, class T = typename M::T>
-[[gnu::noinline]] void keep_gradients(typename M::Backward& matrices, const BackwardTask& t,
+[[gnu::noinline]] void keep_in_one_go(typename M::Backward& matrices, const BackwardTask& t,
                                       const ScoreBlock& block, T* room, T factor) {
-  constexpr Index tile = M::row_group * kPanel<T>;
-  // Two of s and of dp, and score gradients of a group as a left operand.
-  static_assert(4 * tile + M::row_group * M::BackwardTiles::key_block * M::gradient_parts / 2 <=
-                M::BackwardTiles::query_block * M::BackwardTiles::key_block);
-  const Count<kHeadSteps> head_steps{in_steps_of(t.head_dim, M::depth_step)};
-  const Count<kValueSteps> value_steps{in_steps_of(t.value_dim, M::depth_step)};
+  using Kept = KeptPanels<M, kHeadSteps, kValueSteps>;
+  Kept kept(matrices, t, factor, room + 4 * Kept::tile);
   PanelsOfBlock<M> next(block);
-  T *s = room, *next_s = room + 2 * tile;  // dp behind it
+  T *s = room, *next_s = room + 2 * Kept::tile;  // dp behind it
   const auto multiply_next = [&](auto& beside) CATTN_INLINE_LAMBDA {
-    if (!next.has_one()) return;
-    matrices.scores_beside(next.row(), next.col(), head_steps, next_s, beside);
-    matrices.gradients_beside(next.row(), next.col(), value_steps, next_s + tile, beside);
+    kept.multiply_scores(next, next_s, beside);
+    kept.multiply_gradients(next, next_s + Kept::tile, beside);
   };
-  const auto multiply_apart = [&]() CATTN_APART_LAMBDA {
+  const auto multiply_next_apart = [&]() CATTN_APART_LAMBDA {
     NothingBeside nothing;
     multiply_next(nothing);
     matrices.settle();
   };
-  multiply_apart();
+  multiply_next_apart();
   while (next.has_one()) {
     const PanelsOfBlock<M> panel = next;
     T* const swap = s;
     s = next_s;
     next_s = swap;
     next.next();
-    if (panel.is_first()) matrices.keep_rows(panel.row(), room + 4 * tile);
-    const auto* const row_scales = static_cast<const RowScale<T>*>(t.row_scales) + panel.row();
-    const T* const delta = static_cast<const T*>(t.delta) + panel.row();
+    kept.begin(panel);
     if (panel.is_full()) {
-      RowsKept<M> rows(matrices, panel.col(), s, s + tile, factor, row_scales, delta,
-                       matrices.steps_beside(head_steps, value_steps));
-      multiply_next(rows);
-      rows.finish();
+      RowsKept<M> rows = kept.rows(panel, s, s + Kept::tile);
+      WorkBeside work([&]() CATTN_INLINE_LAMBDA { rows.keep(); }, rows.pairs,
+                      kept.score_steps() + kept.gradient_steps());
+      multiply_next(work);
+      work.finish();
       matrices.settle();
     } else {
-      multiply_apart();
-      keep_attended<M>(matrices, panel, s, s + tile, factor, row_scales, delta);
+      multiply_next_apart();
+      keep_attended<M>(t, matrices, panel, factor, s, s + Kept::tile);
     }
-    if (panel.is_last() && t.dq) matrices.add_kept_dq(panel.group());
+    kept.end(panel);
+  }
+}
+
+// Of several: its weights beside its products dp, and its score gradients beside the scores of the
+// next panel, so that only one tile of s and one of dp are in use.
+template <class M, int kHeadSteps, int kValueSteps, class T = typename M::T>
+[[gnu::noinline]] void keep_in_two_goes(typename M::Backward& matrices, const BackwardTask& t,
+                                        const ScoreBlock& block, T* room, T factor) {
+  using Kept = KeptPanels<M, kHeadSteps, kValueSteps>;
+  Kept kept(matrices, t, factor, room + 2 * Kept::tile);
+  PanelsOfBlock<M> next(block);
+  T *const s = room, *const dp = room + Kept::tile;
+  NothingBeside nothing;
+  kept.multiply_scores(next, s, nothing);
+  while (next.has_one()) {
+    const PanelsOfBlock<M> panel = next;
+    next.next();
+    kept.begin(panel);
+    if (panel.is_full()) {
+      RowsKept<M> rows = kept.rows(panel, s, dp), rows_again = rows;
+      WorkBeside weights([&]() CATTN_INLINE_LAMBDA { rows.keep_weights(); }, rows.pairs,
+                         kept.gradient_steps());
+      kept.multiply_gradients(panel, dp, weights);
+      weights.finish();
+      if (!next.has_one()) matrices.settle();
+      WorkBeside gradients([&]() CATTN_INLINE_LAMBDA { rows_again.keep_gradients(); }, rows.pairs,
+                           kept.score_steps());
+      kept.multiply_scores(next, s, gradients);
+      gradients.finish();
+    } else {
+      kept.multiply_gradients(panel, dp, nothing);
+      matrices.settle();
+      keep_attended<M>(t, matrices, panel, factor, s, dp);
+      kept.multiply_scores(next, s, nothing);
+    }
+    kept.end(panel);
   }
 }
 
@@ -381,7 +495,11 @@ void backward(const BackwardTask& t) {
   if constexpr (M::keeps_gradients) {
     if (kept) {
       with_known_sizes<M, M::depth_step>(t, [&]<int kHeadSteps, int kValueSteps>() {
-        keep_gradients<M, kHeadSteps, kValueSteps>(matrices, t, block, p, factor);
+        if constexpr (M::gradient_parts == 1) {
+          keep_in_one_go<M, kHeadSteps, kValueSteps>(matrices, t, block, p, factor);
+        } else {
+          keep_in_two_goes<M, kHeadSteps, kValueSteps>(matrices, t, block, p, factor);
+        }
       });
     }
   }
@@ -494,7 +612,8 @@ void row_terms(const RowTermsTask& t) {
   if (t.dsink) *t.dsink = dsink;
 }
 
-// The accumulator of a block is in panels of its rows, or that of its transpose in panels of theirs.
+// The accumulator of a block is in panels of its rows, or that of its transpose in panels of
+// theirs.
 template <class M>
 CATTN_INLINE bool is_transposed_accumulator(bool query_side) {
   return M::transposes_keys && !query_side;

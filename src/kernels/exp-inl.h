@@ -40,6 +40,13 @@ struct Exp2Polynomial<double> {
 
 constexpr double power_of_2(int n) { return n == 0 ? 1.0 : 2.0 * power_of_2(n - 1); }
 
+// 2^x for small x >= 0, while compiling.
+constexpr double exp2_series(double x) {
+  double sum = 1, term = 1;
+  for (int k = 1; k < 24; ++k) sum += term *= x * kLn2 / k;
+  return sum;
+}
+
 // On [0, 1] instead, one degree less, for what is kept in fewer digits than float32's: relative
 // error 8.3e-8.
 struct Exp2PolynomialAbove {
@@ -140,24 +147,61 @@ struct ShortExponential {
     return X::mul(of<0>(X::fms(s, factor, row.shift)), row.scale);
   }
 };
-// Of weights that are rounded to bfloat16: the rest is subtracted, since beside products of tiles a
-// multiplication takes as long as two subtractions.
+
+// Beside products of tiles a multiplication takes as long as two subtractions: the rest of the lse
+// is subtracted from the exponent.
+template <class T>
+struct SubtractedRow {
+  using V = typename Vec<T>::V;
+  V shift, rest;
+  CATTN_INLINE void set(const RowScale<T>& row) {
+    shift = Vec<T>::set1(row.shift);
+    rest = Vec<T>::set1(row.rest);
+  }
+  CATTN_INLINE V exponent(V s, V factor) const {
+    return Vec<T>::sub(Vec<T>::fms(s, factor, shift), rest);
+  }
+};
+// Of weights that are rounded to bfloat16.
 template <class T>
 struct RoundedExponential {
   using X = Vec<T>;
   using V = typename X::V;
-  struct OfRow {
-    V shift, rest;
-    CATTN_INLINE void set(const RowScale<T>& row) {
-      shift = X::set1(row.shift);
-      rest = X::set1(row.rest);
-    }
-  };
+  using OfRow = SubtractedRow<T>;
   CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
-    const V x = X::sub(X::fms(s, factor, row.shift), row.rest);
+    const V x = row.exponent(s, factor);
     return X::scale2_below(exp2_polynomial<T, 0, Exp2PolynomialOfBFloat16>(X::fraction_above(x)),
                            x);
   }
+};
+// By a table of the powers of 2^(1/32): half of the multiplications of WholeExponential, and as
+// accurate within a digit of float32.
+template <class T>
+struct TableExponential {
+  using X = Vec<T>;
+  using V = typename X::V;
+  using OfRow = SubtractedRow<T>;
+  CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
+    // Added to this, a number is rounded to 32nds, which are in its last bits. What is NaN from an
+    // exponent of -inf, scale2_below takes to 0.
+    const V rounding = X::set1(1.5f * (1 << 18));
+    const V x = row.exponent(s, factor), rounded = X::add(x, rounding);
+    const V n = X::sub(rounded, rounding), f = X::sub(x, n);
+    const V power = X::element(kPowers.of, rounded);
+    const V p = X::mul(f, X::fma(f, X::set1(kPolynomial[1]), X::set1(kPolynomial[0])));
+    return X::scale2_below(X::fma(power, p, power), n);
+  }
+
+ private:
+  // 2^f - 1 = f (c0 + c1 f) on [-1/64, 1/64]: relative error of 2^f 5.3e-8.
+  static constexpr float kPolynomial[2] = {0.69315733f, 0.2402265f};
+  struct Powers {
+    alignas(64) float of[32];
+    constexpr Powers() : of() {
+      for (int k = 0; k < 32; ++k) of[k] = static_cast<float>(exp2_series(k / 32.0));
+    }
+  };
+  static constexpr Powers kPowers{};
 };
 
 // x, or if it is NaN one whose last bits are zeros: rounded by whole numbers it stays NaN.

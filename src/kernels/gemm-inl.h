@@ -55,6 +55,26 @@ struct NothingBeside {
   CATTN_INLINE void step() const {}
 };
 
+// So many rounds of work, work(), spread over so many steps of the products beside it.
+template <class Work>
+class WorkBeside {
+ public:
+  CATTN_INLINE WorkBeside(const Work& work, Index rounds, Index steps)
+      : work_(work), per_step_((kOne * rounds + steps - 1) / steps), left_(rounds) {}
+  CATTN_INLINE void step() {
+    for (due_ += per_step_; due_ >= kOne && left_ > 0; due_ -= kOne, --left_) work_();
+  }
+  CATTN_INLINE void finish() {
+    for (; left_ > 0; --left_) work_();
+  }
+
+ private:
+  static constexpr Index kOne = 256;
+  Work work_;
+  const Index per_step_;
+  Index due_ = 0, left_;
+};
+
 template <class T>
 CATTN_INLINE void fill(T* p, Index count, T value) {
   for (Index i = 0; i < count; ++i) p[i] = value;

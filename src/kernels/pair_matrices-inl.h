@@ -21,6 +21,10 @@ template <class Weights>
 struct ExponentialOfGradients<1, Weights> {
   using Type = RoundedExponential<float>;
 };
+template <class Weights>
+struct ExponentialOfGradients<3, Weights> {
+  using Type = TableExponential<float>;
+};
 
 template <bool kHalves>
 struct BackwardBlocks {
@@ -665,9 +669,9 @@ struct PairMatrices {
     }
 
     // A panel of either for a group of rows, and beside.step() between products (TileProducts), so
-    // many times for both.
-    CATTN_INLINE static Index steps_beside(Index head_steps, Index value_steps) {
-      return Micro::template steps_beside<typename P::OperandProducts> * (head_steps + value_steps);
+    // many times over so many steps of the depth.
+    CATTN_INLINE static Index steps_beside(Index depth_steps) {
+      return Micro::template steps_beside<typename P::OperandProducts> * depth_steps;
     }
     template <int kSteps, class Beside>
     CATTN_INLINE void scores_beside(Index first, Index col, Count<kSteps> steps, float* s,
@@ -696,21 +700,13 @@ struct PairMatrices {
             in_columns_(to_.memory_.dscore.at(to_.first_ + row, c).p - to_.memory_.dscore.p),
             in_rows_(to_.rows_.at(row, c).p - to_.rows_.p) {}
 
-      CATTN_INLINE void keep(const Pairs::V (&p)[2][2], const Pairs::V (&ds)[2][2]) const {
-        if constexpr (gradient_parts == 1) {
-          Pairs::V rounded[2][2];
-          if (to_.t_.dv) {
-            round(p, rounded);
-            keep_columns(rounded, to_.memory_.probability);
-          }
-          round(ds, rounded);  // once for both of its operands
-          if (to_.t_.dk) keep_columns(rounded, to_.memory_.dscore);
-          keep_rows(rounded);
-        } else {
-          if (to_.t_.dv) keep_columns(p, to_.memory_.probability);
-          if (to_.t_.dk) keep_columns(ds, to_.memory_.dscore);
-          keep_rows(ds);
-        }
+      CATTN_INLINE void keep_weights(const Pairs::V (&p)[2][2]) const {
+        if (to_.t_.dv) keep_columns(PartsOfRows(p), to_.memory_.probability);
+      }
+      CATTN_INLINE void keep_gradients(const Pairs::V (&ds)[2][2]) const {
+        const PartsOfRows parts(ds);  // the same for both of their operands
+        if (to_.t_.dk) keep_columns(parts, to_.memory_.dscore);
+        keep_rows(parts);
       }
       CATTN_INLINE void next_rows() {  // of the same group
         in_columns_ += kPairDepth;
@@ -718,42 +714,44 @@ struct PairMatrices {
       }
 
      private:
-      CATTN_INLINE static void round(const Pairs::V (&x)[2][2], Pairs::V (&rounded)[2][2]) {
-        CATTN_UNROLL
-        for (int i = 0; i < 2; ++i) {
+      // The parts of two vectors of two rows, which nothing is left of but pairs to be put
+      // together.
+      struct PartsOfRows {
+        Pairs::V of[2][2][gradient_parts];
+
+        CATTN_INLINE explicit PartsOfRows(const Pairs::V (&x)[2][2]) {
           CATTN_UNROLL
-          for (int j = 0; j < 2; ++j) rounded[i][j] = Pairs::round_half_up(x[i][j]);
-        }
-      }
-      // One part has been rounded.
-      CATTN_INLINE void keep_columns(const Pairs::V (&x)[2][2], const RightPairs& to) const {
-        CATTN_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          Pairs::W all[gradient_parts];
-          if constexpr (gradient_parts == 1) {
-            all[0] = Pairs::pair(x[0][j], x[1][j]);
-          } else {
-            split<Format, gradient_parts, kOfComputed<gradient_parts>>(x[0][j], x[1][j], all);
+          for (int i = 0; i < 2; ++i) {
+            CATTN_UNROLL
+            for (int j = 0; j < 2; ++j) {
+              auto& parts = of[i][j];
+              take_parts<Format, gradient_parts, kOfComputed<gradient_parts>>(x[i][j], parts);
+              if constexpr (gradient_parts < 3) {
+                parts[gradient_parts - 1] = Format::round_half_up(parts[gradient_parts - 1]);
+              }
+            }
           }
+        }
+      };
+      CATTN_INLINE void keep_columns(const PartsOfRows& x, const RightPairs& to) const {
+        CATTN_UNROLL
+        for (int part = 0; part < gradient_parts; ++part) {
           CATTN_UNROLL
-          for (int part = 0; part < gradient_parts; ++part)
-            Pairs::store(to.p + in_columns_ + j * kPairTile + part * to.part, all[part]);
+          for (int j = 0; j < 2; ++j) {
+            Pairs::store(to.p + in_columns_ + j * kPairTile + part * to.part,
+                         Format::pair(x.of[0][j][part], x.of[1][j][part]));
+          }
         }
       }
-      CATTN_INLINE void keep_rows(const Pairs::V (&x)[2][2]) const {
+      CATTN_INLINE void keep_rows(const PartsOfRows& x) const {
         const LeftPairs& rows = to_.rows_;
         CATTN_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          Pairs::W all[gradient_parts];
-          if constexpr (gradient_parts == 1) {
-            all[0] = Pairs::pair(x[i][0], x[i][1]);
-          } else {
-            split_row<Format, gradient_parts, gradient_pairing, kOfComputed<gradient_parts>>(
-                x[i][0], x[i][1], all);
-          }
+        for (int part = 0; part < gradient_parts; ++part) {
           CATTN_UNROLL
-          for (int part = 0; part < gradient_parts; ++part)
-            Pairs::store(rows.p + in_rows_ + i * rows.row + rows.offset(part), all[part]);
+          for (int i = 0; i < 2; ++i) {
+            Pairs::store(rows.p + in_rows_ + i * rows.row + rows.offset(part),
+                         Format::pair(x.of[i][0][part], x.of[i][1][part]));
+          }
         }
       }
       const Backward& to_;

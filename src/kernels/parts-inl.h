@@ -141,28 +141,35 @@ enum class Splitting { rounded, cut };
 template <int kParts>
 constexpr Splitting kOfComputed = kParts == 3 ? Splitting::cut : Splitting::rounded;
 
+// The parts of a vector as float32. What a part is taken from is a float32 again; the last one is
+// what remains, not rounded yet. The others are rounded by whole numbers, which is as good as by
+// the instruction and has them as float32 too.
+template <class F, int kParts, Splitting kSplitting>
+CATTN_INLINE void take_parts(Pairs::V x, Pairs::V (&parts)[kParts]) {
+  static_assert(kParts == 1 || !kIsLimited<F>, "nearest() is of bfloat16");
+  CATTN_UNROLL
+  for (int p = 0; p + 1 < kParts; ++p) {
+    parts[p] = kSplitting == Splitting::cut ? F::first_digits(x) : F::nearest(x);
+    x = Vec<float>::sub(x, parts[p]);
+  }
+  parts[kParts - 1] = x;
+}
+
 // parts[p] holds part p of two vectors: put together by round(), or by join() what needs no
-// rounding, as the third part, which is exact. What a part is taken from is a float32 again: only
-// the last part is rounded by the instruction, the others by whole numbers, which is as good and
-// has them as float32 too.
+// rounding, as the third part, which is exact.
 template <class F, int kParts, Splitting kSplitting, class Join, class Round>
 CATTN_INLINE void split_into(Pairs::W (&parts)[kParts], Pairs::V a, Pairs::V b, Join join,
                              Round round) {
-  static_assert(kParts == 1 || !kIsLimited<F>, "nearest() and pair() are of bfloat16");
-  using X = Vec<float>;
+  Pairs::V of_a[kParts], of_b[kParts];
+  take_parts<F, kParts, kSplitting>(a, of_a);
+  take_parts<F, kParts, kSplitting>(b, of_b);
   CATTN_UNROLL
-  for (int p = 0; p + 1 < kParts; ++p) {
-    constexpr bool kCut = kSplitting == Splitting::cut;
-    const auto part_a = kCut ? F::first_digits(a) : F::nearest(a);
-    const auto part_b = kCut ? F::first_digits(b) : F::nearest(b);
-    parts[p] = join(part_a, part_b);
-    a = X::sub(a, part_a);
-    b = X::sub(b, part_b);
-  }
-  if constexpr (kParts == 3) {
-    parts[2] = join(a, b);
-  } else {
-    parts[kParts - 1] = round(a, b);
+  for (int p = 0; p < kParts; ++p) {
+    if constexpr (kParts == 3) {
+      parts[p] = join(of_a[p], of_b[p]);
+    } else {
+      parts[p] = p + 1 < kParts ? join(of_a[p], of_b[p]) : round(of_a[p], of_b[p]);
+    }
   }
 }
 

@@ -276,16 +276,22 @@ void test_options() {
     forward_error("precision " + std::to_string(precision), CATTN_ERROR_VALUE, "precision: is",
                   [&](cattn_attention& p) { p.precision = precision; });
   }
-  forward_error("a workspace that no machine has", CATTN_ERROR_MEMORY, "", [](cattn_attention& p) {
-    // Two rows of memory seen as 2^45 keys.
-    for (cattn_array* a : {&p.k, &p.v, &p.dk, &p.dv}) {
+  // What is packed for all of the call: the keys in the forward, the queries in the backward. Two
+  // rows of memory seen as 2^45 of them.
+  const auto many = [](cattn_attention& p, std::initializer_list<cattn_array*> arrays) {
+    for (cattn_array* a : arrays) {
       a->shape[2] = Index{1} << 45;
       a->strides[0] = a->strides[1] = a->strides[2] = 0;
     }
     p.mask.data = p.bias.data = p.weights.data = p.dbias.data = nullptr;
     p.flags = 0;
     p.causal_offset.data = nullptr;
-  });
+  };
+  expect_error(cattn_attention_forward, "a workspace that no machine has", CATTN_ERROR_MEMORY, "",
+               [&](cattn_attention& p) { many(p, {&p.k, &p.v}); });
+  backward_error(
+      "a workspace that no machine has (backward)", CATTN_ERROR_MEMORY, "",
+      [&](cattn_attention& p) { many(p, {&p.q, &p.out, &p.dout, &p.dq, &p.lse, &p.dlse}); });
 }
 
 // Parameters of heads and entries, given as these values of this shape.

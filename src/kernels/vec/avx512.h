@@ -66,12 +66,17 @@ struct Vec<float> {
     return _mm512_scalef_ps(p, _mm512_sub_ps(x, fraction));
   }
 
-  // Only here, for kernels on pairs: x - floor(x), 0 for an infinity; p * 2^floor(x); a b - c.
+  // Only here, for kernels on pairs: x - floor(x), 0 for an infinity; p * 2^floor(x), 0 if x is
+  // -inf, even if p is NaN; a b - c; of a table of 32 those elements whose numbers are in the last
+  // bits of `number`.
   CATTN_INLINE static V fraction_above(V x) {
     return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   }
   CATTN_INLINE static V scale2_below(V p, V x) { return _mm512_scalef_ps(p, x); }
   CATTN_INLINE static V fms(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
+  CATTN_INLINE static V element(const float* table, V number) {
+    return _mm512_permutex2var_ps(load(table), _mm512_castps_si512(number), load(table + width));
+  }
 
   // Lanes l with begin <= l < end.
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
