@@ -163,15 +163,19 @@ class Backward {
   // ---- memory ----
 
   void lay_out(const Sizes& sizes) {
-    key_bytes_ = k_.packed_bytes(Operand::key, tiling_, p_.head_dim);
-    value_bytes_ = k_.packed_bytes(Operand::value_t, tiling_, p_.value_dim);
-    key_rows_bytes_ = k_.packed_bytes(Operand::key_rows, tiling_, p_.head_dim);
     query_bytes_ = k_.packed_bytes(Operand::query, tiling_, p_.head_dim);
     grad_out_bytes_ = k_.packed_bytes(Operand::grad_out, tiling_, p_.value_dim);
     dq_bytes_ = k_.accumulator_bytes(tiling_.query_block, p_.head_dim);
-    dk_bytes_ = k_.accumulator_bytes(tiling_.key_block, p_.head_dim);
-    dv_bytes_ = k_.accumulator_bytes(tiling_.key_block, p_.value_dim);
     tile_bytes_ = tiling_.query_block * tiling_.key_block * k_.arithmetic_size;
+    scratch_bytes_ =
+        ceil_div(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim), kAlignment) * kAlignment;
+    block_keys_at_ = block_layout_.add(k_.packed_bytes(Operand::key, tiling_, p_.head_dim));
+    block_values_at_ = block_layout_.add(k_.packed_bytes(Operand::value_t, tiling_, p_.value_dim));
+    block_key_rows_at_ =
+        block_layout_.add(k_.packed_bytes(Operand::key_rows, tiling_, p_.head_dim));
+    block_flags_at_ = block_layout_.add(1);
+    block_dk_at_ = block_layout_.add(k_.accumulator_bytes(tiling_.key_block, p_.head_dim));
+    block_dv_at_ = block_layout_.add(k_.accumulator_bytes(tiling_.key_block, p_.value_dim));
     run_length_ = run_length();
 
     const auto part = [&](Index count, Index bytes) {
@@ -186,9 +190,8 @@ class Backward {
     turns_at_ = part(p_.dq ? sizes.queries : 0, sizeof(std::atomic<Index>));
     dsinks_at_ = part(p_.dsinks_array.data ? total_.queries : 0, sizeof(double));
 
-    scratch_bytes_ = aligned(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim));
     thread_bytes_ =
-        scratch_bytes_ + run_length_ * key_block_bytes() + (p_.dbias ? 2 * tile_bytes_ : 0);
+        scratch_bytes_ + run_length_ * block_layout_.bytes() + (p_.dbias ? 2 * tile_bytes_ : 0);
     threads_at_ = part(threads_, thread_bytes_);
   }
 
@@ -197,7 +200,7 @@ class Backward {
   Index run_length() const {
     constexpr Index runs_per_thread = 8;
     const Index blocks = checked_multiply(pairs_, most_key_blocks_);
-    const Index in_cache = l2_cache_bytes() / 8 * 3 / key_block_bytes();
+    const Index in_cache = l2_cache_bytes() / 8 * 3 / block_layout_.bytes();
     const Index fair = blocks / (runs_per_thread * threads_);
     return std::max<Index>(std::min({in_cache, fair, most_key_blocks_}), 1);
   }
@@ -223,27 +226,12 @@ class Backward {
   }
   char* scratch(int32_t thread) const { return data_ + threads_at_ + thread * thread_bytes_; }
 
-  static Index aligned(Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
-  Index key_block_bytes() const {
-    return aligned(key_bytes_) + aligned(value_bytes_) + aligned(key_rows_bytes_) + aligned(1) +
-           aligned(dk_bytes_) + aligned(dv_bytes_);
-  }
   // The thread's own place for a key block of a run.
   PackedKeys packed_keys(Index in_run, int32_t thread) const {
-    char* at = scratch(thread) + scratch_bytes_ + in_run * key_block_bytes();
-    const auto take = [&](Index bytes) {
-      char* const mine = at;
-      at += aligned(bytes);
-      return mine;
-    };
-    PackedKeys block;
-    block.keys = take(key_bytes_);
-    block.values_t = take(value_bytes_);
-    block.key_rows = take(key_rows_bytes_);
-    block.flags = reinterpret_cast<uint8_t*>(take(1));
-    block.dk = take(dk_bytes_);
-    block.dv = take(dv_bytes_);
-    return block;
+    char* const block = scratch(thread) + scratch_bytes_ + in_run * block_layout_.bytes();
+    return {block + block_keys_at_,     block + block_values_at_,
+            block + block_key_rows_at_, reinterpret_cast<uint8_t*>(block + block_flags_at_),
+            block + block_dk_at_,       block + block_dv_at_};
   }
 
   // ---- indices ----
@@ -269,13 +257,14 @@ class Backward {
 
   // ---- the phases ----
 
-  void pack_keys(const Entry& e, Index h, Index block, const PackedKeys& packed) const {
+  void pack_keys(const Entry& e, Index h, Index block, bool for_dq,
+                 const PackedKeys& packed) const {
     const Index rows = key_rows(e, block);
     const Index first = e.sequence.first_key + block * tiling_.key_block;
     const ConstRows k = p_.rows(p_.k, e.batch, h, first), v = p_.rows(p_.v, e.batch, h, first);
     uint8_t flags = k_.pack({Operand::key, k, rows, p_.head_dim, packed.keys}, tiling_);
     flags &= k_.pack({Operand::value_t, v, rows, p_.value_dim, packed.values_t}, tiling_);
-    if (p_.dq) k_.pack({Operand::key_rows, k, rows, p_.head_dim, packed.key_rows}, tiling_);
+    if (for_dq) k_.pack({Operand::key_rows, k, rows, p_.head_dim, packed.key_rows}, tiling_);
     *packed.flags = flags;
   }
 
@@ -366,7 +355,7 @@ class Backward {
     for (Index b = first; b < end; ++b) {
       const PackedKeys keys = keys_of(b);
       const Index rows = key_rows(e, b);
-      if (range.count > 0 && rows > 0) pack_keys(e, h, b, keys);
+      if (range.count > 0 && rows > 0) pack_keys(e, h, b, static_cast<bool>(p_.dq), keys);
       if (p_.dk) k_.clear({keys.dk, false, rows, p_.head_dim});
       if (p_.dv) k_.clear({keys.dv, false, rows, p_.value_dim});
     }
@@ -491,13 +480,15 @@ class Backward {
       const Index key_items = p_.bias_cols_broadcast ? 1 : owner.key_blocks;
       const Index head_items = p_.bias_heads_broadcast ? 1 : p_.heads_q;
       const Index items = head_items * query_items * key_items;
+      std::vector<KeyBlock> packed(static_cast<size_t>(threads_));
       parallel_items(items, threads_, p_.executor, [&](Index item, int32_t thread) {
-        const BiasTile tile{*entries, item / (query_items * key_items),
-                            item / key_items % query_items, item % key_items};
+        const BiasTile tile{*entries, item / (query_items * key_items), item % query_items,
+                            item / query_items % key_items};
+        KeyBlock& mine = packed[static_cast<size_t>(thread)];
         if (k_.arithmetic_size == 4) {
-          bias_gradient<float>(tile, thread);
+          bias_gradient<float>(tile, mine, thread);
         } else {
-          bias_gradient<double>(tile, thread);
+          bias_gradient<double>(tile, mine, thread);
         }
       });
     }
@@ -509,8 +500,15 @@ class Backward {
     Index head, query_block, key_block;
   };
 
+  // The key block that a thread has packed last.
+  struct KeyBlock {
+    const Entry* entry = nullptr;
+    Index kv_head = 0, block = 0;
+    bool operator==(const KeyBlock&) const = default;
+  };
+
   template <class T>
-  void bias_gradient(const BiasTile& of, int32_t thread) const {
+  void bias_gradient(const BiasTile& of, KeyBlock& in_place, int32_t thread) const {
     const bool collapses = p_.bias_rows_broadcast || p_.bias_cols_broadcast;
     T* const sum = reinterpret_cast<T*>(scratch(thread) + thread_bytes_ - 2 * tile_bytes_);
     T* const part = sum + tile_bytes_ / k_.arithmetic_size;
@@ -526,17 +524,19 @@ class Backward {
       for (Index h = heads.begin; h < heads.end; ++h) {
         const ScoreTerms terms = p_.terms(e.batch, h), unmasked = without_mask(terms);
         const PackedQueries packed = packed_queries(e, h / p_.group, thread);
-        const PackedKeys packed_block = packed_keys(0, thread);
+        const PackedKeys own_keys = packed_keys(0, thread);
         for (Index key_block = keys.begin; key_block < keys.end; ++key_block) {
           const BlockRange attending = query_blocks_of(e, key_block);
           const Index from = std::max(queries.begin, attending.first);
           const Index to = std::min(queries.end, attending.first + attending.count);
-          if (from < to) pack_keys(e, h / p_.group, key_block, packed_block);
           for (Index qb = from; qb < to; ++qb) {
             const MaskKind kind = mask_kind(e, h, qb, key_block);
             if (kind == MaskKind::empty) continue;
+            const KeyBlock wanted{&e, h / p_.group, key_block};
+            if (in_place != wanted) pack_keys(e, h / p_.group, key_block, false, own_keys);
+            in_place = wanted;
             const Index block = h % p_.group * e.query_blocks + qb;
-            BackwardTask t = task(e, key_block, packed_block, block, packed,
+            BackwardTask t = task(e, key_block, own_keys, block, packed,
                                   kind == MaskKind::full ? unmasked : terms);
             t.scratch = scratch(thread);
             t.dscore = collapses ? part : sum;
@@ -592,9 +592,11 @@ class Backward {
   Layout layout_;
   char* data_ = nullptr;
   const MaskBlocks* mask_blocks_ = nullptr;
-  Index key_bytes_ = 0, value_bytes_ = 0, key_rows_bytes_ = 0, query_bytes_ = 0,
-        grad_out_bytes_ = 0, dq_bytes_ = 0, dk_bytes_ = 0, dv_bytes_ = 0, tile_bytes_ = 0,
-        scratch_bytes_ = 0, thread_bytes_ = 0;
+  Layout block_layout_;  // of a key block in a thread's memory
+  Index block_keys_at_ = 0, block_values_at_ = 0, block_key_rows_at_ = 0, block_flags_at_ = 0,
+        block_dk_at_ = 0, block_dv_at_ = 0;
+  Index query_bytes_ = 0, grad_out_bytes_ = 0, dq_bytes_ = 0, tile_bytes_ = 0, scratch_bytes_ = 0,
+        thread_bytes_ = 0;
   Index queries_at_ = 0, grads_out_at_ = 0, query_flags_at_ = 0, row_scales_at_ = 0, delta_at_ = 0,
         dq_at_ = 0, turns_at_ = 0, dsinks_at_ = 0, threads_at_ = 0;
 };

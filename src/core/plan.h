@@ -27,9 +27,10 @@ int32_t threads_for(const Problem& problem, double flops);
 // all queries of a block, so that it must depend neither on the threads nor on the other entries.
 Index query_block_of(const Problem& problem, Index longest);
 
-// Packed operands are either one pair's (batch, kv head) at a time, in its thread's own memory,
-// where they stay in the cache and nobody waits for the others' packing; or, where there are not
-// enough pairs to go round, those of all pairs, so that every thread can work on every pair.
+// What is packed for a whole pair (batch, kv head), the key side in the forward and the query side
+// in the backward, is either that of one pair at a time, in its thread's own memory, where it stays
+// in the cache and nobody waits for the others' packing; or, where there are not enough pairs to go
+// round, that of all pairs, so that every thread can work on every pair.
 enum class Packing { shared, per_thread };
 Packing choose_packing(const Problem& problem, int32_t threads);
 

@@ -333,8 +333,13 @@ class KeptPanels {
 
  public:
   static constexpr Index tile = M::row_group * kPanel<T>;
-  static_assert(4 * tile + M::row_group * M::BackwardTiles::key_block * M::gradient_parts / 2 <=
-                M::BackwardTiles::query_block * M::BackwardTiles::key_block);
+  // Whether so many tiles of products, and behind them the rows of a group, are no larger than a
+  // tile of scores.
+  static constexpr bool fits(Index tiles) {
+    using Tiles = typename M::BackwardTiles;
+    return tiles * tile + M::row_group * Tiles::key_block * M::gradient_parts / 2 <=
+           Tiles::query_block * Tiles::key_block;
+  }
 
   CATTN_INLINE KeptPanels(typename M::Backward& matrices, const BackwardTask& t, T factor,
                           T* group_rows)
@@ -388,6 +393,7 @@ template <class M, int kHeadSteps, int kValueSteps, class T = typename M::T>
 [[gnu::noinline]] void keep_in_one_go(typename M::Backward& matrices, const BackwardTask& t,
                                       const ScoreBlock& block, T* room, T factor) {
   using Kept = KeptPanels<M, kHeadSteps, kValueSteps>;
+  static_assert(Kept::fits(4));
   Kept kept(matrices, t, factor, room + 4 * Kept::tile);
   PanelsOfBlock<M> next(block);
   T *s = room, *next_s = room + 2 * Kept::tile;  // dp behind it
@@ -429,6 +435,8 @@ template <class M, int kHeadSteps, int kValueSteps, class T = typename M::T>
 [[gnu::noinline]] void keep_in_two_goes(typename M::Backward& matrices, const BackwardTask& t,
                                         const ScoreBlock& block, T* room, T factor) {
   using Kept = KeptPanels<M, kHeadSteps, kValueSteps>;
+  // So only the last products need settle() before their sums are read.
+  static_assert(Kept::fits(2) && M::steps_behind_sums);
   Kept kept(matrices, t, factor, room + 2 * Kept::tile);
   PanelsOfBlock<M> next(block);
   T *const s = room, *const dp = room + Kept::tile;

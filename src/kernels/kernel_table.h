@@ -158,7 +158,7 @@ struct BackwardTask {
   void* scratch;  // backward_scratch_bytes
 };
 
-// Sets the rows of the accumulator of one block to zero; the products touch no others.
+// Sets the rows of the accumulator of one block to zero, and what products add to beside them.
 struct ClearTask {
   void* accumulator;
   bool query_side;  // as in FlushTask

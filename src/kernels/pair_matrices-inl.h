@@ -233,6 +233,9 @@ struct PairMatrices {
   // that packed blocks fall into empty.
   static constexpr bool in_pairs_only = parts == 1;
   static constexpr int gradient_parts = P::gradient_parts;
+  // Whether the sums of a panel's scores, or dp, are in memory before the first step() beside the
+  // products that come next, all of them: not where a panel has several products of its own.
+  static constexpr bool steps_behind_sums = P::OperandProducts::list.count > 1;
   // As accurate as float32: outputs are summed from sums of some blocks, each of which starts
   // afresh.
   static constexpr bool sums_afresh = Micro::stores_sums && weight_parts == 3;
@@ -645,8 +648,8 @@ struct PairMatrices {
     }
     // What the products leave is in memory only behind this.
     CATTN_INLINE void settle() { micro_.flush(); }
-    // dv += p^T dO, dk += ds^T Q, dq += ds K. The tiles are null if keep() has had all of their
-    // rows, for dq perhaps that of an earlier object with the same scratch.
+    // dv += p^T dO, dk += ds^T Q, dq += ds K. The tiles are null if a RowKeeper has had all of
+    // their rows, for dq perhaps that of an earlier object with the same scratch.
     CATTN_INLINE void add_dv(const float* p) {
       if (splits_) return add_to_keys(p, memory_.probability, grad_out(t_), t_.dv);
       add_panels_to_keys(t_.value_dim, t_.dv, [&] { fma_.add_dv(p); });

@@ -221,12 +221,15 @@ class Head {
           k_.pack({Operand::value_t, rows_from(v_, first), rows, c_.value_dim, value_t[b]}, tiling);
     }
 
-    dq.clear();
+    for (Index b = 0; b < query_count; ++b) {
+      k_.clear({dq[b], true, std::min(tiling.query_block, c_.rows - b * tiling.query_block),
+                c_.head_dim});
+    }
     for (Index b = 0; b < key_count; ++b) {
-      dk.clear();
-      dv.clear();
       const Index first_key = b * tiling.key_block;
       const Index cols = std::min(tiling.key_block, c_.keys - first_key);
+      k_.clear({dk[0], false, cols, c_.head_dim});
+      k_.clear({dv[0], false, cols, c_.value_dim});
       const Range attending = queries_of(band_, first_key, first_key + cols, c_.rows);
       for (Index qb = 0; qb < query_count; ++qb) {
         BackwardTask t{};

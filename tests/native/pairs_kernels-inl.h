@@ -2,6 +2,7 @@
 // Pairs and Tile.
 
 // clang-format off: each uses what stands before it
+#include "kernels/exp-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/parts-inl.h"
 #include "kernels/pairs-inl.h"
@@ -94,7 +95,18 @@ void round_weights_32(const float* exponents, bool last_bits, uint16_t* weights)
                                   : rounded.at<false>(place(0), place(16)));
 }
 
-template <class Micro>
+template <class T>
+void weights_by_table_16(const T* x, T shift, T rest, T* weights) {
+  using X = Vec<T>;
+  typename TableExponential<T>::OfRow row;
+  row.set({shift, T(1), rest});
+  X::store(weights, TableExponential<T>::from_lse(X::load(x), X::set1(T(1)), row));
+}
+
+template <class Micro, class T = float>
 constexpr PairKernels table_of(const char* name, bool tiles, bool float16) {
-  return {name, tiles, float16, split_32, multiply_add_16, round_weights_32, run<Micro>};
+  decltype(PairKernels::weights_by_table) weights_by_table = nullptr;
+  if constexpr (requires { &Vec<T>::element; }) weights_by_table = weights_by_table_16<T>;
+  return {name,      tiles, float16, split_32, multiply_add_16, round_weights_32, weights_by_table,
+          run<Micro>};
 }

@@ -49,6 +49,8 @@ struct PairKernels {
   void (*multiply_add)(const uint16_t* a, const uint16_t* b, float* acc);  // 16 pairs
   // 32 exponents to weights, in pairs (i, i + 16); by way of the last bits: within reach, or -inf
   void (*round_weights)(const float*, bool last_bits, uint16_t*);
+  // 16 exponents x to 2^(x - shift - rest) by the table of powers; null: the vectors have none.
+  void (*weights_by_table)(const float* x, float shift, float rest, float* weights);
   void (*run)(PairCase&);
 };
 

@@ -734,6 +734,50 @@ void test_rounded_weights(const PairKernels& kernels, bool last_bits) {
   }
 }
 
+// Weights by a table: numbers of all octaves, near the ends of each step of the table too.
+void test_weights_by_table(const PairKernels& kernels) {
+  const std::string name = std::string(kernels.name) + ", weights by a table: ";
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  float x[16], weights[16];
+  double worst = 0;
+  bool exact = true;
+  constexpr int steps = 32 * 16, octaves = 125;
+  for (int first = -octaves * steps; first <= 0; first += 16) {
+    for (int i = 0; i < 16; ++i) x[i] = static_cast<float>(std::min(first + i, 0)) / steps;
+    for (const float rest : {0.0f, -0.375f}) {  // neither it nor the shift rounds the exponent
+      kernels.weights_by_table(x, 3.0f, rest, weights);
+      for (int i = 0; i < 16; ++i) {
+        const double exponent = static_cast<double>(x[i]) - 3 - static_cast<double>(rest);
+        if (exponent < -octaves) continue;
+        const double right = std::exp2(exponent);
+        worst = std::max(worst, std::fabs(static_cast<double>(weights[i]) / right - 1));
+        exact =
+            exact && (exponent != std::floor(exponent) || weights[i] == static_cast<float>(right));
+      }
+    }
+  }
+  // The polynomial, the table's rounding and the weight's own.
+  check(worst < 5.4e-8 + 2 * 0x1p-24, name + "error " + std::to_string(worst * 0x1p24) + " / 2^24");
+  check(worst > 5e-8, name + "they are of a table");
+  check(exact, name + "powers of 2 are exact");
+
+  const float ends[] = {-inf, -1e30f, -1e6f, -4e5f, -200, 0, std::nanf(""), 2};
+  for (int i = 0; i < 16; ++i) x[i] = ends[i % 8];
+  kernels.weights_by_table(x, 0, 0, weights);
+  for (int i = 0; i < 16; ++i) {
+    const float w = weights[i];
+    const int end = i % 8;
+    check(end == 7   ? w == 4
+          : end == 6 ? std::isnan(w)
+          : end == 5 ? w == 1
+                     : w == 0,
+          name + std::to_string(x[i]));
+  }
+  std::fill(x, x + 16, 5.0f);
+  kernels.weights_by_table(x, inf, 0, weights);  // an empty row
+  check(std::all_of(weights, weights + 16, [](float w) { return w == 0; }), name + "an empty row");
+}
+
 // The kernel's own list of what the CPU has.
 void test_features() {
   std::ifstream file("/proc/cpuinfo");
@@ -771,6 +815,7 @@ void test_pairs() {
     test_range(*kernels);
     test_order(*kernels);
     for (const bool last_bits : {false, true}) test_rounded_weights(*kernels, last_bits);
+    if (kernels->weights_by_table) test_weights_by_table(*kernels);
   }
   test_products();
   for (const KindTraits& kind : kKinds) {
