@@ -86,7 +86,7 @@ class Backward {
   void run() {
     const double flops = 6 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
     threads_ = threads_for(p_, flops);
-    // The gradient of the bias visits the pairs once more, so it wants all of them.
+    // The gradient of the bias visits the pairs once more, so it wants them all.
     shared_ = p_.dbias || choose_packing(p_, threads_) == Packing::shared;
 
     Sizes sizes = total_;
@@ -512,6 +512,7 @@ class Backward {
     const bool collapses = p_.bias_rows_broadcast || p_.bias_cols_broadcast;
     T* const sum = reinterpret_cast<T*>(scratch(thread) + thread_bytes_ - 2 * tile_bytes_);
     T* const part = sum + tile_bytes_ / k_.arithmetic_size;
+    const PackedKeys own_keys = packed_keys(0, thread);
     std::memset(sum, 0, static_cast<size_t>(tile_bytes_));
     const auto range = [](bool all, Index count, Index one) {
       return all ? Range{0, count} : Range{one, one + 1};
@@ -524,7 +525,6 @@ class Backward {
       for (Index h = heads.begin; h < heads.end; ++h) {
         const ScoreTerms terms = p_.terms(e.batch, h), unmasked = without_mask(terms);
         const PackedQueries packed = packed_queries(e, h / p_.group, thread);
-        const PackedKeys own_keys = packed_keys(0, thread);
         for (Index key_block = keys.begin; key_block < keys.end; ++key_block) {
           const BlockRange attending = query_blocks_of(e, key_block);
           const Index from = std::max(queries.begin, attending.first);

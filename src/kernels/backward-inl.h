@@ -242,7 +242,7 @@ class RowsKept {
   // s and dp: products of the panel.
   CATTN_INLINE RowsKept(const BackwardTask& t, const typename M::Backward& matrices,
                         const PanelsOfBlock<M>& panel, T factor, T* s, const T* dp)
-      : keeper_(matrices.row_keeper(0, panel.col())),
+      : keeper_(matrices.row_keeper(panel.col())),
         s_(s),
         dp_(dp),
         factor_(factor),
@@ -302,7 +302,7 @@ template <class M, class T = typename M::T>
   const ScoreBlock group = panel.group();
   const auto* const row_scales = static_cast<const RowScale<T>*>(t.row_scales) + panel.row();
   const T* const delta = static_cast<const T*>(t.delta) + panel.row();
-  auto keeper = matrices.row_keeper(0, panel.col());
+  auto keeper = matrices.row_keeper(panel.col());
   for (Index r = 0; r < M::row_group; r += 2, keeper.next_rows()) {
     if (r == M::row_group / 2) M::stay_awake();
     const TwoRows<M> rows(factor, row_scales + r, delta + r, group.rows - r);
@@ -435,7 +435,8 @@ template <class M, int kHeadSteps, int kValueSteps, class T = typename M::T>
 [[gnu::noinline]] void keep_in_two_goes(typename M::Backward& matrices, const BackwardTask& t,
                                         const ScoreBlock& block, T* room, T factor) {
   using Kept = KeptPanels<M, kHeadSteps, kValueSteps>;
-  // So only the last products need settle() before their sums are read.
+  // Sums are in memory when the work beside the next products reads them: only the last ones need
+  // settle().
   static_assert(Kept::fits(2) && M::steps_behind_sums);
   Kept kept(matrices, t, factor, room + 2 * Kept::tile);
   PanelsOfBlock<M> next(block);

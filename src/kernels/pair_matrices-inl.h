@@ -233,8 +233,8 @@ struct PairMatrices {
   // that packed blocks fall into empty.
   static constexpr bool in_pairs_only = parts == 1;
   static constexpr int gradient_parts = P::gradient_parts;
-  // Whether the sums of a panel's scores, or dp, are in memory before the first step() beside the
-  // products that come next, all of them: not where a panel has several products of its own.
+  // Whether products of a panel begin with all of its sums, and so have those that were pending in
+  // memory before their first step() beside: where there are several for each step of the depth.
   static constexpr bool steps_behind_sums = P::OperandProducts::list.count > 1;
   // As accurate as float32: outputs are summed from sums of some blocks, each of which starts
   // afresh.
@@ -698,10 +698,10 @@ struct PairMatrices {
     // Keeps two of these rows of probabilities and score gradients, 32 columns at a time.
     class RowKeeper {
      public:
-      CATTN_INLINE RowKeeper(const Backward& matrices, Index row, Index c)
+      CATTN_INLINE RowKeeper(const Backward& matrices, Index c)
           : to_(matrices),
-            in_columns_(to_.memory_.dscore.at(to_.first_ + row, c).p - to_.memory_.dscore.p),
-            in_rows_(to_.rows_.at(row, c).p - to_.rows_.p) {}
+            in_columns_(to_.memory_.dscore.at(to_.first_, c).p - to_.memory_.dscore.p),
+            in_rows_(to_.rows_.at(0, c).p - to_.rows_.p) {}
 
       CATTN_INLINE void keep_weights(const Pairs::V (&p)[2][2]) const {
         if (to_.t_.dv) keep_columns(PartsOfRows(p), to_.memory_.probability);
@@ -717,8 +717,7 @@ struct PairMatrices {
       }
 
      private:
-      // The parts of two vectors of two rows, which nothing is left of but pairs to be put
-      // together.
+      // The parts of two vectors of two rows, rounded: what is left to do is to put pairs together.
       struct PartsOfRows {
         Pairs::V of[2][2][gradient_parts];
 
@@ -760,7 +759,7 @@ struct PairMatrices {
       const Backward& to_;
       Index in_columns_, in_rows_;  // where, in p and ds as right operands and in ds as a left one
     };
-    CATTN_INLINE RowKeeper row_keeper(Index row, Index c) const { return {*this, row, c}; }
+    CATTN_INLINE RowKeeper row_keeper(Index c) const { return {*this, c}; }
     // dq += ds K of these rows
     CATTN_INLINE void add_kept_dq(const ScoreBlock& group) {
       float* const dq = static_cast<float*>(t_.dq) + first_ * kPanel<float>;
