@@ -12,24 +12,29 @@
 // A line of memory ahead is fetched for so many rows.
 constexpr int kRowsPerLine = 4;
 
-// Weights that are rounded at once.
+// Weights that are rounded at once, and summed as they are.
 template <class M, Index kKeys>
 class RoundedRows {
   using T = typename M::T;
+  using X = Vec<T>;
   using Round = RoundRow<M, Scores::bounded>;
   using Keeper = typename M::Forward::Keeper;
 
  public:
+  static constexpr bool sums_weights = true;  // as they are multiplied
   // Up to so many panels of values have their turn all at once: measured.
   static constexpr int panels_of_one_chunk = 3;
-  CATTN_INLINE RoundedRows(const T* s, const typename M::Forward::Weights& weights, Index, T factor,
-                           T*, ForwardAhead& ahead)
-      : round_(factor), s_(s), p_(weights.p), ahead_(ahead) {}
+  CATTN_INLINE RoundedRows(const ForwardScratch<T>& rows, const T* s,
+                           const typename M::Forward::Weights& weights, Index, T factor,
+                           ForwardAhead& ahead)
+      : round_(factor), s_(s), p_(weights.p), sum_(rows.weight_sum), ahead_(ahead) {}
   CATTN_INLINE void step() {
     if (left_ <= 0) return;
     if (left_ % kRowsPerLine == 0) ahead_.fetch();
     --left_;
-    round_(s_, {0, kKeys}, one_, Keeper{{p_, M::row_group * kPanel<T>, 0}});
+    const Keeper keeper{{p_, M::row_group * kPanel<T>, 0}};
+    X::store(sum_, round_(s_, {0, kKeys}, one_, keeper, X::load(sum_)));
+    sum_ += X::width;
     s_ += kKeys;
     p_ += kPanel<T>;
   }
@@ -41,9 +46,10 @@ class RoundedRows {
   Round round_;
   const T* s_;
   uint16_t* p_;
+  T* sum_;
   int left_ = static_cast<int>(M::row_group);
   ForwardAhead& ahead_;
-  typename Vec<T>::V one_ = Round::place_of_zero_within_reach();
+  typename X::V one_ = Round::place_of_zero_within_reach();
 };
 
 // The others: of several parts, a number of rows for each of `steps` steps, or of one part whose
@@ -54,13 +60,15 @@ class SummedRows {
   using X = Vec<T>;
 
  public:
+  static constexpr bool sums_weights = false;
   static constexpr int panels_of_one_chunk = M::Forward::one_product_a_step ? 2 : 0;
-  CATTN_INLINE SummedRows(const T* s, const typename M::Forward::Weights& weights, Index steps,
-                          T factor, T* sums, ForwardAhead& ahead)
+  CATTN_INLINE SummedRows(const ForwardScratch<T>& rows, const T* s,
+                          const typename M::Forward::Weights& weights, Index steps, T factor,
+                          ForwardAhead& ahead)
       : s_(s),
         to_{weights},
         by_(X::set1(factor)),
-        sums_(sums),
+        sum_(rows.sum),
         per_step_((kOne * M::row_group + steps - 1) / steps),
         ahead_(ahead) {}
   CATTN_INLINE void step() {
@@ -79,7 +87,7 @@ class SummedRows {
     if (left_ % kRowsPerLine == 0) ahead_.fetch();
     --left_;
     auto to = to_;
-    auto total = X::load(sums_);
+    auto total = X::load(sum_);
     CATTN_UNROLL
     for (Index c = 0; c < kKeys; c += kPanel<T>, to.next_panel()) {
       typename X::V p[kPanel<T> / X::width];
@@ -90,8 +98,8 @@ class SummedRows {
       }
       to(0, p);
     }
-    X::store(sums_, total);
-    sums_ += X::width;
+    X::store(sum_, total);
+    sum_ += X::width;
     s_ += kKeys;
     to_.next_row();
   }
@@ -99,7 +107,7 @@ class SummedRows {
   const T* s_;
   typename M::Forward::Keeper to_;
   const typename X::V by_;
-  T* sums_;
+  T* sum_;
   Index per_step_, due_ = 0, left_ = M::row_group;
   ForwardAhead& ahead_;
 };
@@ -132,6 +140,7 @@ class ForwardPipeline {
   static constexpr Index row_group = M::row_group;
   static constexpr Index unit_keys = M::Forward::unit_keys;
   static constexpr int kPanelVectors = kPanel<T> / X::width;
+  using Edge = BandEdge<T, row_group, unit_keys>;
 
  public:
   static constexpr Index key_block = Tile::template Forward<T>::key_block;
@@ -154,12 +163,14 @@ class ForwardPipeline {
     const Range attended = block.columns(0, block.rows);
     for (Index first = 0; first < key_block; first += unit_keys) {
       if (attended.end <= first || attended.begin >= first + unit_keys) continue;
-      const bool plain = is_plain(terms) && block.full(0, block.rows, first, first + unit_keys);
+      const bool full = block.full(0, block.rows, first, first + unit_keys);
+      const T* const edge = is_plain(terms) && !full ? Edge::of(block, first) : nullptr;
+      const bool plain = is_plain(terms) && (full || edge);
       const bool add = M::sums_afresh ? in_sum_ : begin_(row);
       in_sum_ = true;
       // Behind the keys that exist nothing is packed.
       const Index keys = smaller(round_up(block.cols - first, kPanel<T>), unit_keys);
-      const Unit unit{row,   block.first_key,           first, keys, key, value, add,
+      const Unit unit{row,   block.first_key,           first, keys, key, value, edge, add,
                       plain, terms.mask.data != nullptr};
       with_chunks([&]<int kChunks>() { add_unit<kChunks>(unit); });
     }
@@ -179,6 +190,7 @@ class ForwardPipeline {
     Index row = 0, first_key = 0;  // of the block
     Index first = 0, keys = 0;     // its keys in there
     const char *key = nullptr, *value = nullptr;
+    const T* edge = nullptr;  // that the products begin with
     bool add = false, plain = true, masked = false, ends = false;
   };
 
@@ -199,9 +211,7 @@ class ForwardPipeline {
     if (scores_.key) {
       advance<kChunks>(unit);
     } else {
-      NothingBeside nothing;
-      scores<kChunks>(unit, 0, nothing);
-      matrices_.settle();
+      scores_apart<kChunks>(unit);
     }
     scores_ = unit;
   }
@@ -218,28 +228,37 @@ class ForwardPipeline {
   // weights before them with their values.
   template <int kChunks>
   [[gnu::noinline]] void advance(const Unit& next) {
-    if constexpr (kChunks == 1) {
-      advance_chunk<kChunks, 0>(next);
-    } else {
-      advance_chunk<kChunks, 0>(next);
-      advance_chunk<kChunks, 1>(next);
-    }
+    advance_chunk<kChunks, 0>(next);
+    if constexpr (kChunks == 2) advance_chunk<kChunks, 1>(next);
     if (weights_.ends) end_sum_of(weights_.row);
     turn_ = 1 - turn_;
     weights_ = scores_;
   }
   template <int kChunks, int kChunk>
   CATTN_INLINE void advance_chunk(const Unit& next) {
+    constexpr bool more = kChunk + 1 < kChunks;
+    const Unit& multiplied = more ? scores_ : next;
+    constexpr Index first = more ? (kChunk + 1) * unit_keys / kChunks : 0;
+    if (multiplied.edge) {
+      advance_to_edge<kChunks, kChunk>(multiplied, first);
+    } else {
+      advance_chunk<kChunks, kChunk>(multiplied, first, nullptr);
+    }
+  }
+  // Rare, and so apart: the loop without edges is faster alone.
+  template <int kChunks, int kChunk>
+  [[gnu::noinline]] void advance_to_edge(const Unit& multiplied, Index first) {
+    advance_chunk<kChunks, kChunk>(multiplied, first, multiplied.edge + first);
+  }
+  // Beside the scores of a chunk of `multiplied`, from `first` on, which begin with `edge`.
+  template <int kChunks, int kChunk, class Edge>
+  CATTN_INLINE void advance_chunk(const Unit& multiplied, Index first, Edge edge) {
     constexpr Index keys = unit_keys / kChunks;
     T* const s = score_buffer<kChunks>(1 - free_);
     if (!scores_.plain) transform<kChunks>(kChunk, s);
-    Rows<M, keys> rows(s, weights(turn_, kChunk * keys), steps_beside<kChunks>(), factor_,
-                       scratch_.from(scores_.row).sum, ahead_);
-    if constexpr (kChunk + 1 < kChunks) {
-      scores<kChunks>(scores_, kChunk + 1, rows);
-    } else if (next.key) {
-      scores<kChunks>(next, 0, rows);
-    }
+    Rows<M, keys> rows(scratch_.from(scores_.row), s, weights(turn_, kChunk * keys),
+                       steps_beside<kChunks>(), factor_, ahead_);
+    if (kChunk + 1 < kChunks || multiplied.key) scores<kChunks>(multiplied, first, edge, rows);
     if (weights_.keys == unit_keys) {
       values<kChunks, kChunk>(rows);
     } else if (weights_.key && kChunk + 1 == kChunks) {
@@ -267,12 +286,22 @@ class ForwardPipeline {
   }
 
   // Into the buffer that is free.
-  template <int kChunks, class Beside>
-  CATTN_INLINE void scores(const Unit& unit, int chunk, Beside& beside) {
-    constexpr Index keys = unit_keys / kChunks;
-    matrices_.template scores_beside<keys>(unit.row, unit.key, unit.first + chunk * keys,
-                                           head_steps_, score_buffer<kChunks>(free_), beside);
+  template <int kChunks, class Edge, class Beside>
+  CATTN_INLINE void scores(const Unit& unit, Index first, Edge edge, Beside& beside) {
+    matrices_.template scores_beside<unit_keys / kChunks>(unit.row, unit.key, unit.first + first,
+                                                          head_steps_, edge,
+                                                          score_buffer<kChunks>(free_), beside);
     free_ = 1 - free_;
+  }
+  template <int kChunks>
+  [[gnu::noinline]] void scores_apart(const Unit& unit) {
+    NothingBeside nothing;
+    if (unit.edge) {
+      scores<kChunks>(unit, 0, unit.edge, nothing);
+    } else {
+      scores<kChunks>(unit, 0, nullptr, nothing);
+    }
+    matrices_.settle();
   }
   // Of a whole unit, the columns for a chunk.
   template <int kChunks, int kChunk, class Beside>
@@ -306,8 +335,9 @@ class ForwardPipeline {
   }
   template <class Beside>
   CATTN_INLINE void add_sums(Index keys, Beside& beside) {
-    matrices_.sums_beside(weights(1 - turn_, 0), keys, scratch_.from(weights_.row).weight_sum,
-                          beside);
+    if constexpr (!Rows<M, unit_keys>::sums_weights)
+      matrices_.sums_beside(weights(1 - turn_, 0), keys, scratch_.from(weights_.row).weight_sum,
+                            beside);
   }
   template <int kChunks>
   CATTN_INLINE Index steps_beside() const {

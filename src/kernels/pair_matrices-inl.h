@@ -551,14 +551,17 @@ struct PairMatrices {
       return keys / kPairCols * head_steps * P::OperandProducts::list.count +
              unit_keys / kPairDepth * panels * P::WeightProducts::list.count;
     }
-    // s = query * key of kKeys keys from `first` on, over a head size of so many steps.
-    template <int kKeys, int kHeadSteps, class Beside>
+    // s = query * key of kKeys keys from `first` on, over a head size of so many steps. The
+    // products begin with `edge`, if given (BandEdge).
+    template <int kKeys, int kHeadSteps, class Edge, class Beside>
     CATTN_INLINE void scores_beside(Index row, const char* key, Index first,
-                                    Count<kHeadSteps> head_steps, float* s, Beside& beside) {
+                                    Count<kHeadSteps> head_steps, Edge edge, float* s,
+                                    Beside& beside) {
       const Packed packed{Operand::key, tiling, t_.head_dim, key};
       micro_.template product<typename P::OperandProducts, row_group>(
           memory_.query.at(row, 0), packed.right().at(0, first), head_steps,
-          Count<kKeys / Pairs::width>{}, PairOutput{s, kKeys, kPairCols, false}, beside);
+          Count<kKeys / Pairs::width>{}, at_edge(PairOutput{s, kKeys, kPairCols, false}, edge),
+          beside);
     }
     // out += weights * value, over some keys from `first` on and vectors of columns from `col` on.
     template <int kKeySteps, int kVectors, class Beside>

@@ -360,6 +360,11 @@ struct PairOutput {
     if (column_factors) rest.column_factors += col;
     return rest;
   }
+  CATTN_INLINE PairOutput next_panel() const {  // of columns, without factors
+    PairOutput rest = *this;
+    rest.c += panel;
+    return rest;
+  }
   template <int kRows, int kVectors>
   CATTN_INLINE void operator()(Pairs::V (&tile)[kRows][kVectors], Index r, Index col) const {
     using X = Vec<float>;
@@ -377,6 +382,19 @@ struct PairOutput {
     }
   }
 };
+
+// In tile registers, for sums of scores: c = start[j - i] + product (BandEdge).
+struct PairOutputAtEdge : PairOutput {
+  const float* start;
+
+  CATTN_INLINE PairOutputAtEdge next_panel() const {
+    return {PairOutput::next_panel(), start + kPairCols};
+  }
+};
+CATTN_INLINE PairOutput at_edge(const PairOutput& to, decltype(nullptr)) { return to; }
+CATTN_INLINE PairOutputAtEdge at_edge(const PairOutput& to, const float* edge) {
+  return {to, edge};
+}
 
 // left * right, for the products P of their parts: out(tile, row, col) receives it tile by tile in
 // vectors of 16. depth_range(row, count, col) gives the part of the depth, in whole steps of

@@ -188,22 +188,29 @@ class RoundRow {
     static_assert(kScores == Scores::bounded);
     return X::set1(Weights::place(T(-kReferenceWithinReach<M>)) + Weights::in_last_bits);
   }
+  // Returns `total` and their sum, by lanes; who does not take it does not pay for it.
   template <class Keeper>
-  CATTN_INLINE void operator()(const T* s, Range columns, typename X::V place_of_zero,
-                               Keeper keeper) const {
+  CATTN_INLINE typename X::V operator()(const T* s, Range columns, typename X::V place_of_zero,
+                                        Keeper keeper, typename X::V total = X::zero()) const {
 #pragma GCC unroll 4
     for (Index c = columns.begin; c < columns.end; c += kPanel<T>, keeper.next_panel()) {
       const auto place = [&](Index at) { return X::fma(X::load(s + at), by_, place_of_zero); };
       const auto first = place(c), second = place(c + X::width);
-      if constexpr (kScores == Scores::bounded) {
-        keeper.keep(weights_.at_last_bits(first, second));
-      } else {
-        keeper.keep(weights_.template at<kScores == Scores::finite>(first, second));
-      }
+      const auto weights = rounded(first, second);
+      total = M::Format::add_halves(total, weights);
+      keeper.keep(weights);
     }
+    return total;
   }
 
  private:
+  CATTN_INLINE auto rounded(typename X::V first, typename X::V second) const {
+    if constexpr (kScores == Scores::bounded) {
+      return weights_.at_last_bits(first, second);
+    } else {
+      return weights_.template at<kScores == Scores::finite>(first, second);
+    }
+  }
   typename X::V by_;
   Weights weights_;
 };

@@ -45,9 +45,9 @@ class TileProducts {
                       Count<>{vectors}, to, beside);
   }
   // The same over the first `steps` panels of the depth.
-  template <class P, int kRows, int kSteps, int kVectors, class Beside>
+  template <class P, int kRows, int kSteps, int kVectors, class Output, class Beside>
   CATTN_INLINE void product(LeftPairs left, RightPairs right, Count<kSteps> steps,
-                            Count<kVectors> vectors, PairOutput to, Beside& beside) {
+                            Count<kVectors> vectors, Output to, Beside& beside) {
     if constexpr (kRows == 2 * kTileRows && P::list.count == 1) {
       if (steps == 1) return short_products<P, 1>(left, right, vectors, to, beside);
       if (steps == 2) return short_products<P, 2>(left, right, vectors, to, beside);
@@ -55,7 +55,7 @@ class TileProducts {
     repeat(Count<kVectors / 2>{vectors / 2}, [&]() CATTN_INLINE_LAMBDA {
       tile<P, kRows, 2>(left, right, steps, to, beside);
       right.p += right.panel;
-      to.c += to.panel;
+      to = to.next_panel();
     });
     if (vectors % 2 > 0) tile<P, kRows, 1>(left, right, steps, to, beside);
   }
@@ -94,9 +94,9 @@ class TileProducts {
     const uint16_t* a = left.p + depth.begin / kPairDepth * left.panel;
     const Index row_bytes = left.row * kHalf;
     tiles_.template load<6>(ones.pairs, kTileBytes);
-    begin_sum<0>(pending_[0], sums, kTileBytes, true);
-    if constexpr (two_rows)
-      begin_sum<2>(pending_[2], sums + kTileRows * Pairs::width, kTileBytes, true);
+    const PairOutput to{sums, Pairs::width, 0, true};
+    begin_sum<0>(pending_[0], to, 0, 0);
+    if constexpr (two_rows) begin_sum<2>(pending_[2], to, kTileRows, 0);
     for (Index d = depth.begin; d < depth.end; d += kPairDepth, a += left.panel) {
       tiles_.template load<4>(a, row_bytes);
       multiply_add<P, 0, 4, 6>();
@@ -182,9 +182,9 @@ class TileProducts {
   // Over a depth of one or two steps, whose left operand stays in registers 4 to 7: the sums, in
   // registers 0 and 1, are taken one after the other. (Who goes on with them flushes first: other
   // products have them in other registers.)
-  template <class P, int kSteps, int kVectors, class Beside>
+  template <class P, int kSteps, int kVectors, class Output, class Beside>
   CATTN_INLINE void short_products(const LeftPairs& left, const RightPairs& right,
-                                   Count<kVectors> vectors, const PairOutput& to, Beside& beside) {
+                                   Count<kVectors> vectors, const Output& to, Beside& beside) {
     store_pending<2>(pending_[2]);
     store_pending<3>(pending_[3]);
     Pending pending[2] = {pending_[0], pending_[1]};
@@ -201,10 +201,8 @@ class TileProducts {
     Index v = 0;
     repeat(vectors, [&]() CATTN_INLINE_LAMBDA {
       const uint16_t* const b = right.p + v / 2 * right.panel + v % 2 * kPairTile;
-      float* const c = to.c + v / 2 * to.panel + v % 2 * Pairs::width;
-      const PairOutput sums{c, to.row, to.panel, to.add};
       tiles_.template load_streamed<2>(b, kTileBytes);
-      begin_sum<0>(pending[0], sums, 0, 0);
+      begin_sum<0>(pending[0], to, 0, v);
       multiply_add<P, 0, 4, 2>();
       beside.step();
       if constexpr (kSteps == 2) {
@@ -212,7 +210,7 @@ class TileProducts {
         multiply_add<P, 0, 6, 3>();
         beside.step();
       }
-      begin_sum<1>(pending[1], sums, kTileRows, 0);
+      begin_sum<1>(pending[1], to, kTileRows, v);
       multiply_add<P, 1, 5, 2>();
       beside.step();
       if constexpr (kSteps == 2) {
@@ -227,31 +225,32 @@ class TileProducts {
 
   // One tile: all sums at once in registers 0 to 3, so that what is loaded for a step serves up to
   // four products.
-  template <class P, int kRows, int kVectors, int kSteps, class Beside>
+  template <class P, int kRows, int kVectors, int kSteps, class Output, class Beside>
   CATTN_INLINE void tile(const LeftPairs& left, const RightPairs& right, Count<kSteps> steps,
-                         const PairOutput& to, Beside& beside) {
+                         const Output& to, Beside& beside) {
     if constexpr (kApart && kSteps == 0) {
       tile_apart<P, kRows, kVectors>(left, right, steps, to, beside);
     } else {
       tile_here<P, kRows, kVectors>(left, right, steps, to, beside);
     }
   }
-  template <class P, int kRows, int kVectors, int kSteps, class Beside>
+  template <class P, int kRows, int kVectors, int kSteps, class Output, class Beside>
   [[gnu::noinline]] void tile_apart(const LeftPairs& left, const RightPairs& right,
-                                    Count<kSteps> steps, const PairOutput& to, Beside& beside) {
+                                    Count<kSteps> steps, const Output& to, Beside& beside) {
     tile_here<P, kRows, kVectors>(left, right, steps, to, beside);
   }
-  template <class P, int kRows, int kVectors, int kSteps, class Beside>
+  template <class P, int kRows, int kVectors, int kSteps, class Output, class Beside>
   CATTN_INLINE void tile_here(const LeftPairs& left, const RightPairs& right, Count<kSteps> steps,
-                              const PairOutput& to, Beside& beside) {
+                              const Output& to, Beside& beside) {
     constexpr int small = P::list.small;
     if constexpr (small > 0) products<P, kRows, kVectors, 0, small>(left, right, steps, to, beside);
     products<P, kRows, kVectors, small, P::list.count>(left, right, steps, to, beside);
   }
   // Its products of parts [kFrom, kTo), step by step of the depth.
-  template <class P, int kRows, int kVectors, int kFrom, int kTo, int kSteps, class Beside>
+  template <class P, int kRows, int kVectors, int kFrom, int kTo, int kSteps, class Output,
+            class Beside>
   CATTN_INLINE void products(LeftPairs left, RightPairs right, Count<kSteps> steps,
-                             const PairOutput& to, Beside& beside) {
+                             const Output& to, Beside& beside) {
     const auto take = [&]<bool kBegins>() CATTN_INLINE_LAMBDA {
       step<P, kRows, kVectors, kFrom, kTo, false, kBegins>(left, right, to, beside);
       left.p += left.panel;
@@ -264,8 +263,8 @@ class TileProducts {
   }
   // A step of theirs. kShares: what kProduct has in common with the product before is loaded.
   template <class P, int kRows, int kVectors, int kProduct, int kTo, bool kShares, bool kBegins,
-            class Beside>
-  CATTN_INLINE void step(const LeftPairs& left, const RightPairs& right, const PairOutput& to,
+            class Output, class Beside>
+  CATTN_INLINE void step(const LeftPairs& left, const RightPairs& right, const Output& to,
                          Beside& beside) {
     constexpr bool two_rows = kRows == 2 * kTileRows, two_cols = kVectors == 2;
     constexpr auto parts = P::list.of[kProduct], before = P::list.of[kProduct - kShares];
@@ -301,20 +300,19 @@ class TileProducts {
       step<P, kRows, kVectors, kProduct + 1, kTo, true, false>(left, right, to, beside);
   }
 
-  template <int kTile>
-  CATTN_INLINE void begin_sum(Pending& pending, const PairOutput& to, Index row, Index vector) {
-    begin_sum<kTile>(pending, to.c + row * to.row + vector * Pairs::width,
-                     to.row * static_cast<Index>(sizeof(float)), to.add);
-  }
-  template <int kTile>
-  CATTN_INLINE void begin_sum(Pending& pending, float* c, Index stride, bool add) {
+  template <int kTile, class Output>
+  CATTN_INLINE void begin_sum(Pending& pending, const Output& to, Index row, Index vector) {
     store_pending<kTile>(pending);
-    if (add) {
-      tiles_.template load<kTile>(c, stride);
+    float* const c = to.at(row, vector * Pairs::width);
+    pending = {c, to.row * static_cast<Index>(sizeof(float))};
+    if constexpr (requires { to.start; }) {
+      tiles_.template load<kTile>(to.start + vector * Pairs::width - row,
+                                  -static_cast<Index>(sizeof(float)));
+    } else if (to.add) {
+      tiles_.template load<kTile>(pending.c, pending.stride);
     } else {
       tiles_.template zero<kTile>();
     }
-    pending = {c, stride};
   }
   template <int kTile>
   CATTN_INLINE void store_pending(Pending& pending) {
