@@ -303,8 +303,12 @@ struct StoreBoundedProbabilities {
     T* const s = scratch.score + r * stride + c;
     T* const sums = scratch.sum + r * X::width;
     [[maybe_unused]] const auto keep = matrices.keeper(r, c);
-    if (!is_plain(terms) || !block.full(r, kRows, c, c + kPanel<T>)) {
+    const bool plain = is_plain(terms);
+    if (!plain || !block.full(r, kRows, c, c + kPanel<T>)) {
       StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
+      using Edge = BandEdge<T, kRows, kPanel<T>>;
+      const T* const edge = plain ? Edge::of(block.rows_from(r, kRows), c) : nullptr;
+      if (edge) return at_edge<kRows>(edge, r, c);
       transform_rows<T, stride>(block, terms, scratch.score, r, kRows, c, c + kPanel<T>);
       for (Index i = 0; i < smaller(kRows, block.rows - r); ++i) {
         T* const row = s + i * stride;
@@ -316,6 +320,30 @@ struct StoreBoundedProbabilities {
       }
       return;
     }
+    store(tile, r, c);
+  }
+
+ private:
+  // Of scores that are in memory but for the edge; apart, for what the loop over plain tiles has in
+  // registers.
+  template <int kRows>
+  [[gnu::noinline]] void at_edge(const T* edge, Index r, Index c) const {
+    constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+    const T* s = scratch.score + r * stride + c;
+    for (int i = 0; i < kRows; ++i, s += stride, --edge) {
+      typename X::V row[1][kPanel<T> / X::width];
+      CATTN_UNROLL
+      for (int j = 0; j < kPanel<T> / X::width; ++j)
+        row[0][j] = X::add(X::load(s + j * X::width), X::load(edge + j * X::width));
+      store(row, r + i, c);
+    }
+  }
+  template <int kRows, int kVectors>
+  CATTN_INLINE void store(const typename X::V (&tile)[kRows][kVectors], Index r, Index c) const {
+    constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+    T* const s = scratch.score + r * stride + c;
+    T* const sums = scratch.sum + r * X::width;
+    [[maybe_unused]] const auto keep = matrices.keeper(r, c);
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
       typename X::V p[kVectors];
