@@ -79,6 +79,18 @@ CATTN_INLINE typename Vec<T>::V exp2(typename Vec<T>::V x) {
   return Vec<T>::scale2(exp2_polynomial<T, kShift>(f), x, f);
 }
 
+// The same of |x| <= 100 where the result is a normal number.
+template <class T, int kShift = 0>
+CATTN_INLINE typename Vec<T>::V exp2_small(typename Vec<T>::V x) {
+  if constexpr (requires { &Vec<T>::scale2_by_last_bits; }) {
+    typename Vec<T>::V f;
+    const auto n = Vec<T>::small_integer_and_fraction(x, f);
+    return Vec<T>::scale2_by_last_bits(exp2_polynomial<T, kShift>(f), n);
+  } else {
+    return exp2<T, kShift>(x);
+  }
+}
+
 // 2^(x - reference) for an integral reference, without rounding the difference: two references
 // give the same digits. x = reference = inf gives NaN.
 template <class T>
@@ -111,15 +123,20 @@ struct ScaledRow {
 };
 
 // The exponential of the weights, as accurate as they are multiplied: to all digits of T, or by
-// one of the shorter polynomials. of<kShift>(x) is 2^(x + kShift); above(x, reference) is 2^(x -
-// reference) for an integral reference and 1 if they are equal, however large; from_lse(s, factor,
-// row) is the weight e^(factor ln(2) s - lse) of a row's lse.
+// one of the shorter polynomials. of<kShift>(x) is 2^(x + kShift), of_small the same of an x that
+// is neither infinite nor large; above(x, reference) is 2^(x - reference) for an integral reference
+// and 1 if they are equal, however large; from_lse(s, factor, row) is the weight e^(factor ln(2) s
+// - lse) of a row's lse.
 template <class T>
 struct WholeExponential {
   using V = typename Vec<T>::V;
   template <int kShift>
   CATTN_INLINE static V of(V x) {
     return exp2<T, kShift>(x);
+  }
+  template <int kShift>
+  CATTN_INLINE static V of_small(V x) {
+    return exp2_small<T, kShift>(x);
   }
   CATTN_INLINE static V above(V x, V reference) { return exp2_above<T>(x, reference); }
   using OfRow = ScaledRow<T>;

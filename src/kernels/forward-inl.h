@@ -3,6 +3,7 @@
 // their weights p (softmax-inl.h), and o += p v.
 // clang-format off: each uses what stands before it
 #include "kernels/softmax-inl.h"
+#include "kernels/band_edge-inl.h"
 #include "kernels/ahead-inl.h"
 #include "kernels/forward_pipeline-inl.h"
 // clang-format on
@@ -269,13 +270,18 @@ struct StoreBoundedProbabilities {
   T factor;  // what brings the products to units of log2(e): 1 if it is in the queries
   typename M::Forward& matrices;
 
+  // kPlain: the score is not -inf.
+  template <bool kPlain = false>
   CATTN_INLINE typename X::V probability(typename X::V score) const {
+    if constexpr (kPlain) {
+      static_assert(!M::rounds_weights && M::scales_queries);
+      return M::Exponential::template of_small<kReach>(score);
+    }
     return weight_within_reach<M>(score, X::set1(factor));
   }
 
   // Of scores that are in memory.
   CATTN_INLINE void rows() const {
-    constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
     const auto of = [&](auto score) { return probability(score); };
     M::row_tiles(block.rows, [&]<int kRows>(Index r) {
       const Range columns = block.columns(r, kRows);
@@ -299,63 +305,49 @@ struct StoreBoundedProbabilities {
   template <int kRows, int kVectors>
   CATTN_INLINE void operator()(typename X::V (&tile)[kRows][kVectors], Index r, Index c,
                                Range columns) const {
-    constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
-    T* const s = scratch.score + r * stride + c;
-    T* const sums = scratch.sum + r * X::width;
-    [[maybe_unused]] const auto keep = matrices.keeper(r, c);
+    static_assert(!kKeep, "what is kept comes from rows()");
     const bool plain = is_plain(terms);
-    if (!plain || !block.full(r, kRows, c, c + kPanel<T>)) {
-      StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
-      using Edge = BandEdge<T, kRows, kPanel<T>>;
-      const T* const edge = plain ? Edge::of(block.rows_from(r, kRows), c) : nullptr;
-      if (edge) return at_edge<kRows>(edge, r, c);
-      transform_rows<T, stride>(block, terms, scratch.score, r, kRows, c, c + kPanel<T>);
-      for (Index i = 0; i < smaller(kRows, block.rows - r); ++i) {
-        T* const row = s + i * stride;
-        exponentiate_row<T, false>(row, 0, kPanel<T>, sums + i * X::width,
-                                   [&](auto score) { return probability(score); });
-        typename X::V p[kVectors];
-        for (int j = 0; j < kVectors; ++j) p[j] = X::load(row + j * X::width);
-        if constexpr (kKeep) keep(i, p);
-      }
-      return;
-    }
-    store(tile, r, c);
+    if (plain && block.full(r, kRows, c, c + kPanel<T>)) return store<true>(tile, r, c);
+    StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
+    using Edge = BandEdge<T, kRows, kPanel<T>>;
+    const T* const edge = plain ? Edge::of(block.rows_from(r, kRows), c) : nullptr;
+    if (!edge) transform_rows<T, stride>(block, terms, scratch.score, r, kRows, c, c + kPanel<T>);
+    store_from_memory(edge, r, smaller(r + kRows, block.rows), c);
   }
 
  private:
-  // Of scores that are in memory but for the edge; apart, for what the loop over plain tiles has in
-  // registers.
-  template <int kRows>
-  [[gnu::noinline]] void at_edge(const T* edge, Index r, Index c) const {
-    constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
-    const T* s = scratch.score + r * stride + c;
-    for (int i = 0; i < kRows; ++i, s += stride, --edge) {
-      typename X::V row[1][kPanel<T> / X::width];
-      CATTN_UNROLL
-      for (int j = 0; j < kPanel<T> / X::width; ++j)
-        row[0][j] = X::add(X::load(s + j * X::width), X::load(edge + j * X::width));
-      store(row, r + i, c);
-    }
-  }
-  template <int kRows, int kVectors>
+  static constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+
+  template <bool kPlain, int kRows, int kVectors>
   CATTN_INLINE void store(const typename X::V (&tile)[kRows][kVectors], Index r, Index c) const {
-    constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
     T* const s = scratch.score + r * stride + c;
     T* const sums = scratch.sum + r * X::width;
-    [[maybe_unused]] const auto keep = matrices.keeper(r, c);
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      typename X::V p[kVectors];
       auto total = X::load(sums + i * X::width);
       CATTN_UNROLL
       for (int j = 0; j < kVectors; ++j) {
-        p[j] = probability(tile[i][j]);
-        total = X::add(total, p[j]);
-        if constexpr (!kKeep) X::store(s + i * stride + j * X::width, p[j]);
+        const auto p = probability<kPlain>(tile[i][j]);
+        total = X::add(total, p);
+        X::store(s + i * stride + j * X::width, p);
       }
       X::store(sums + i * X::width, total);
-      if constexpr (kKeep) keep(i, p);
+    }
+  }
+  // Scores of a panel that are in memory, to which `edge` is to be added unless it is null. A
+  // function of its own: the loop over plain tiles keeps its registers.
+  [[gnu::noinline]] void store_from_memory(const T* edge, Index r, Index end, Index c) const {
+    constexpr int vectors = kPanel<T> / X::width;
+    for (; r < end; ++r) {
+      const T* const s = scratch.score + r * stride + c;
+      typename X::V row[1][vectors];
+      CATTN_UNROLL
+      for (int j = 0; j < vectors; ++j) {
+        row[0][j] = X::load(s + j * X::width);
+        if (edge) row[0][j] = X::add(row[0][j], X::load(edge + j * X::width));
+      }
+      store<false>(row, r, c);
+      if (edge) --edge;
     }
   }
 };
@@ -419,10 +411,10 @@ template <class M, class T = typename M::T>
         if (scratch.sum == scratch.weight_sum) {
           run.template operator()<RoundedRows>();
         } else {
-          run.template operator()<SummedRows>();
+          run.template operator()<ExactRows>();
         }
       } else {
-        run.template operator()<SummedRows>();
+        run.template operator()<ExactRows>();
       }
     }
   }

@@ -12,7 +12,7 @@
 // A line of memory ahead is fetched for so many rows.
 constexpr int kRowsPerLine = 4;
 
-// Weights that are rounded at once, and summed as they are.
+// Weights that are rounded at once, and summed as rounded.
 template <class M, Index kKeys>
 class RoundedRows {
   using T = typename M::T;
@@ -21,7 +21,7 @@ class RoundedRows {
   using Keeper = typename M::Forward::Keeper;
 
  public:
-  static constexpr bool sums_weights = true;  // as they are multiplied
+  static constexpr bool leaves_sums = false;
   // Up to so many panels of values have their turn all at once: measured.
   static constexpr int panels_of_one_chunk = 3;
   CATTN_INLINE RoundedRows(const ForwardScratch<T>& rows, const T* s,
@@ -55,16 +55,17 @@ class RoundedRows {
 // The others: of several parts, a number of rows for each of `steps` steps, or of one part whose
 // exact sums are wanted, a row for each.
 template <class M, Index kKeys>
-class SummedRows {
+class ExactRows {
   using T = typename M::T;
   using X = Vec<T>;
 
  public:
-  static constexpr bool sums_weights = false;
+  // Whether rounded weights are left to be summed by a product.
+  static constexpr bool leaves_sums = M::rounds_weights;
   static constexpr int panels_of_one_chunk = M::Forward::one_product_a_step ? 2 : 0;
-  CATTN_INLINE SummedRows(const ForwardScratch<T>& rows, const T* s,
-                          const typename M::Forward::Weights& weights, Index steps, T factor,
-                          ForwardAhead& ahead)
+  CATTN_INLINE ExactRows(const ForwardScratch<T>& rows, const T* s,
+                         const typename M::Forward::Weights& weights, Index steps, T factor,
+                         ForwardAhead& ahead)
       : s_(s),
         to_{weights},
         by_(X::set1(factor)),
@@ -250,15 +251,15 @@ class ForwardPipeline {
   [[gnu::noinline]] void advance_to_edge(const Unit& multiplied, Index first) {
     advance_chunk<kChunks, kChunk>(multiplied, first, multiplied.edge + first);
   }
-  // Beside the scores of a chunk of `multiplied`, from `first` on, which begin with `edge`.
-  template <int kChunks, int kChunk, class Edge>
-  CATTN_INLINE void advance_chunk(const Unit& multiplied, Index first, Edge edge) {
+  // Beside the scores of a chunk of `multiplied`, from `first` on, which begin with `start`.
+  template <int kChunks, int kChunk, class Start>
+  CATTN_INLINE void advance_chunk(const Unit& multiplied, Index first, Start start) {
     constexpr Index keys = unit_keys / kChunks;
     T* const s = score_buffer<kChunks>(1 - free_);
     if (!scores_.plain) transform<kChunks>(kChunk, s);
     Rows<M, keys> rows(scratch_.from(scores_.row), s, weights(turn_, kChunk * keys),
                        steps_beside<kChunks>(), factor_, ahead_);
-    if (kChunk + 1 < kChunks || multiplied.key) scores<kChunks>(multiplied, first, edge, rows);
+    if (kChunk + 1 < kChunks || multiplied.key) scores<kChunks>(multiplied, first, start, rows);
     if (weights_.keys == unit_keys) {
       values<kChunks, kChunk>(rows);
     } else if (weights_.key && kChunk + 1 == kChunks) {
@@ -286,10 +287,10 @@ class ForwardPipeline {
   }
 
   // Into the buffer that is free.
-  template <int kChunks, class Edge, class Beside>
-  CATTN_INLINE void scores(const Unit& unit, Index first, Edge edge, Beside& beside) {
+  template <int kChunks, class Start, class Beside>
+  CATTN_INLINE void scores(const Unit& unit, Index first, Start start, Beside& beside) {
     matrices_.template scores_beside<unit_keys / kChunks>(unit.row, unit.key, unit.first + first,
-                                                          head_steps_, edge,
+                                                          head_steps_, start,
                                                           score_buffer<kChunks>(free_), beside);
     free_ = 1 - free_;
   }
@@ -335,7 +336,7 @@ class ForwardPipeline {
   }
   template <class Beside>
   CATTN_INLINE void add_sums(Index keys, Beside& beside) {
-    if constexpr (!Rows<M, unit_keys>::sums_weights)
+    if constexpr (Rows<M, unit_keys>::leaves_sums)
       matrices_.sums_beside(weights(1 - turn_, 0), keys, scratch_.from(weights_.row).weight_sum,
                             beside);
   }

@@ -552,16 +552,16 @@ struct PairMatrices {
              unit_keys / kPairDepth * panels * P::WeightProducts::list.count;
     }
     // s = query * key of kKeys keys from `first` on, over a head size of so many steps. The
-    // products begin with `edge`, if given (BandEdge).
-    template <int kKeys, int kHeadSteps, class Edge, class Beside>
+    // products begin with `start` (BandEdge), or nullptr.
+    template <int kKeys, int kHeadSteps, class Start, class Beside>
     CATTN_INLINE void scores_beside(Index row, const char* key, Index first,
-                                    Count<kHeadSteps> head_steps, Edge edge, float* s,
+                                    Count<kHeadSteps> head_steps, Start start, float* s,
                                     Beside& beside) {
       const Packed packed{Operand::key, tiling, t_.head_dim, key};
       micro_.template product<typename P::OperandProducts, row_group>(
           memory_.query.at(row, 0), packed.right().at(0, first), head_steps,
-          Count<kKeys / Pairs::width>{}, at_edge(PairOutput{s, kKeys, kPairCols, false}, edge),
-          beside);
+          Count<kKeys / Pairs::width>{},
+          starting_with(start, PairOutput{s, kKeys, kPairCols, false}), beside);
     }
     // out += weights * value, over some keys from `first` on and vectors of columns from `col` on.
     template <int kKeySteps, int kVectors, class Beside>
@@ -576,8 +576,7 @@ struct PairMatrices {
     template <class Beside>
     CATTN_INLINE void sums_beside(const LeftPairs& weights, Index keys, float* sums,
                                   Beside& beside) {
-      if constexpr (rounds_weights)
-        micro_.template add_row_sums<Format, row_group>(weights, {0, keys}, sums, beside);
+      micro_.template add_row_sums<Format, row_group>(weights, {0, keys}, sums, beside);
     }
 
    private:

@@ -360,11 +360,6 @@ struct PairOutput {
     if (column_factors) rest.column_factors += col;
     return rest;
   }
-  CATTN_INLINE PairOutput next_panel() const {  // of columns, without factors
-    PairOutput rest = *this;
-    rest.c += panel;
-    return rest;
-  }
   template <int kRows, int kVectors>
   CATTN_INLINE void operator()(Pairs::V (&tile)[kRows][kVectors], Index r, Index col) const {
     using X = Vec<float>;
@@ -383,17 +378,17 @@ struct PairOutput {
   }
 };
 
-// In tile registers, for sums of scores: c = start[j - i] + product (BandEdge).
-struct PairOutputAtEdge : PairOutput {
+// In tile registers: c = start[j - i] + product (BandEdge).
+struct StartedOutput : PairOutput {
   const float* start;
 
-  CATTN_INLINE PairOutputAtEdge next_panel() const {
-    return {PairOutput::next_panel(), start + kPairCols};
+  CATTN_INLINE StartedOutput from(Index r, Index col) const {
+    return {PairOutput::from(r, col), start + col - r};
   }
 };
-CATTN_INLINE PairOutput at_edge(const PairOutput& to, decltype(nullptr)) { return to; }
-CATTN_INLINE PairOutputAtEdge at_edge(const PairOutput& to, const float* edge) {
-  return {to, edge};
+CATTN_INLINE PairOutput starting_with(decltype(nullptr), const PairOutput& to) { return to; }
+CATTN_INLINE StartedOutput starting_with(const float* start, const PairOutput& to) {
+  return {to, start};
 }
 
 // left * right, for the products P of their parts: out(tile, row, col) receives it tile by tile in

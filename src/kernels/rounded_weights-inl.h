@@ -56,6 +56,12 @@ class BFloat16Weights {
     return at_whole(last_bits_.of(first, second));
   }
 
+  // total + weights, by lanes.
+  CATTN_INLINE static Pairs::V add(Pairs::V total, Pairs::W weights) {
+    constexpr uint16_t ones[2] = {kOne<Pairs>, kOne<Pairs>};
+    return Pairs::multiply_add(total, weights, Pairs::broadcast(ones));
+  }
+
  private:
   CATTN_INLINE Pairs::W at_whole(Pairs::W places) const {
     const auto corrections = corrections_.at(Pairs::shift_halves_right<2>(places));

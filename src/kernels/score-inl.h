@@ -268,5 +268,3 @@ CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index l
   block_products<T>(block, left, left_rows, right, depth, finish,
                     [&](Index r, Index count) { return block.columns(r, count); });
 }
-
-#include "kernels/band_edge-inl.h"

@@ -197,7 +197,7 @@ class RoundRow {
       const auto place = [&](Index at) { return X::fma(X::load(s + at), by_, place_of_zero); };
       const auto first = place(c), second = place(c + X::width);
       const auto weights = rounded(first, second);
-      total = M::Format::add_halves(total, weights);
+      total = Weights::add(total, weights);
       keeper.keep(weights);
     }
     return total;

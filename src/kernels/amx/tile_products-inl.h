@@ -55,7 +55,7 @@ class TileProducts {
     repeat(Count<kVectors / 2>{vectors / 2}, [&]() CATTN_INLINE_LAMBDA {
       tile<P, kRows, 2>(left, right, steps, to, beside);
       right.p += right.panel;
-      to = to.next_panel();
+      to = to.from(0, kPairCols);
     });
     if (vectors % 2 > 0) tile<P, kRows, 1>(left, right, steps, to, beside);
   }

@@ -82,6 +82,17 @@ struct Vec<float> {
     const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23);
     return mul(p, _mm256_castsi256_ps(bits));
   }
+  // x = n + f for |x| <= 2^21, and p 2^n if it is a normal number as p is: half of the instructions
+  // that fraction() and scale2() take. Returns n in the last bits of a float.
+  CATTN_INLINE static V small_integer_and_fraction(V x, V& f) {
+    const V rounding = set1(1.5f * (1 << 23)), n = add(x, rounding);
+    f = sub(x, sub(n, rounding));
+    return n;
+  }
+  CATTN_INLINE static V scale2_by_last_bits(V p, V n) {
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+  }
 
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
     const int b = begin < 0 ? 0 : begin > width ? width : static_cast<int>(begin);

@@ -119,9 +119,6 @@ struct Pairs {
   CATTN_INLINE static V multiply_add(V acc, W a, W b) {
     return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
   }
-  CATTN_INLINE static V add_halves(V acc, W a) {
-    return multiply_add(acc, a, _mm512_set1_epi32(0x3f803f80));
-  }
 
   CATTN_INLINE static void track(V x, W& largest, W& smallest) {
     const W bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
@@ -159,9 +156,6 @@ struct Float16Pairs : Pairs {
   }
   CATTN_INLINE static V lower(W a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
   CATTN_INLINE static V upper(W a) { return lower(_mm512_srli_epi32(a, 16)); }
-  CATTN_INLINE static V add_halves(V acc, W a) {
-    return _mm512_add_ps(_mm512_add_ps(acc, upper(a)), lower(a));
-  }
 
  private:
   CATTN_INLINE static __m256i narrow(V x) {

@@ -156,10 +156,6 @@ struct PlainPairs {
     }
     return acc;
   }
-  // acc + a.upper, rounded, + a.lower, rounded.
-  CATTN_INLINE static V add_halves(V acc, W a) {
-    return multiply_add(acc, a, W{} + 0x3f803f80u);  // ones
-  }
 
   // Extremes of the bits of |x|, as whole numbers; `smallest` is of those minus one, so that zero
   // comes out as the largest of all.
@@ -225,7 +221,6 @@ struct PlainFloat16Pairs : PlainPairs {
     return x;
   }
   CATTN_INLINE static V upper(W a) { return lower(a >> 16); }
-  CATTN_INLINE static V add_halves(V acc, W a) { return acc + upper(a) + lower(a); }
   [[gnu::noinline]] static W round_row(V first, V second) {
     V even, odd;
     part_even_odd(first, second, even, odd);
