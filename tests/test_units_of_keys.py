@@ -42,8 +42,8 @@ def test_gradients(case, record):
 
 
 # Weights of so few keys that they are one block are rounded with maxima, which a mask does not
-# know: no narrow windows of bfloat16. What three parts sum from a left edge on may be put together
-# in another order than from the first key on: no such edge alone of "highest".
+# know: no narrow windows of bfloat16. Three parts are summed afresh every few blocks from the first
+# one that is attended, with a mask from the first of all: no left edge alone of "highest".
 WIDE, NARROW, LEFT = [(None, 0), (250, 7)], [(10, 5), (40, 3)], [(30, None)]
 EDGES = [
     (kind, window)
