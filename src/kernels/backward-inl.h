@@ -347,8 +347,8 @@ class KeptPanels {
         t_(t),
         factor_(factor),
         group_rows_(group_rows),
-        head_steps_{in_steps_of(t.head_dim, M::depth_step)},
-        value_steps_{in_steps_of(t.value_dim, M::depth_step)} {}
+        head_steps_{M::operand_steps(t.head_dim)},
+        value_steps_{M::operand_steps(t.value_dim)} {}
 
   // The products s and dp of a panel, if there is one.
   template <class Beside>
@@ -362,8 +362,12 @@ class KeptPanels {
     matrices_.gradients_beside(panel.row(), panel.col(), value_steps_, dp, beside);
   }
   // How often these call beside.step().
-  CATTN_INLINE Index score_steps() const { return matrices_.steps_beside(head_steps_); }
-  CATTN_INLINE Index gradient_steps() const { return matrices_.steps_beside(value_steps_); }
+  CATTN_INLINE Index score_steps() const {
+    return matrices_.steps_beside(head_steps_, t_.head_dim);
+  }
+  CATTN_INLINE Index gradient_steps() const {
+    return matrices_.steps_beside(value_steps_, t_.value_dim);
+  }
 
   CATTN_INLINE RowsKept<M> rows(const PanelsOfBlock<M>& panel, T* s, const T* dp) const {
     return {t_, matrices_, panel, factor_, s, dp};

@@ -155,7 +155,7 @@ class ForwardPipeline {
         begin_(begin),
         factor_(factor),
         ahead_(ahead),
-        head_steps_{in_steps_of(t.head_dim, M::depth_step)},
+        head_steps_{M::operand_steps(t.head_dim)},
         value_vectors_{in_steps_of(t.value_dim, X::width)} {}
 
   // A key block for a group of rows from `row` on.
@@ -342,8 +342,7 @@ class ForwardPipeline {
   }
   template <int kChunks>
   CATTN_INLINE Index steps_beside() const {
-    return Matrices::steps_beside(unit_keys / kChunks, head_steps_,
-                                  in_steps_of(value_vectors_, kPanelVectors) / kChunks);
+    return matrices_.steps_beside(unit_keys / kChunks, head_steps_, value_vectors_ / kChunks);
   }
   template <int kChunks>
   CATTN_INLINE T* score_buffer(int which) const {

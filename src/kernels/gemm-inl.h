@@ -41,8 +41,10 @@ CATTN_INLINE void repeat(Count<kKnown> count, F f) {
 // to a tenth less if they are written out; else 0.
 template <class M, Index kValueStep, class Task, class F>
 CATTN_INLINE void with_known_sizes(const Task& t, F f) {
+  const bool whole = M::leftover_steps(t.head_dim) == 0 && M::leftover_steps(t.value_dim) == 0;
   const auto is = [&](Index size) {
-    return round_up(t.head_dim, M::depth_step) == size && round_up(t.value_dim, kValueStep) == size;
+    return whole && round_up(t.head_dim, M::depth_step) == size &&
+           round_up(t.value_dim, kValueStep) == size;
   };
   if (is(32)) return f.template operator()<32 / M::depth_step, 32 / kValueStep>();
   if (is(64)) return f.template operator()<64 / M::depth_step, 64 / kValueStep>();

@@ -155,7 +155,8 @@ CATTN_INLINE void pair_products(Micro& micro, const ScoreBlock& block, LeftPairs
       const Range columns = whole(attended, kPairCols);
       const RightPairs keys = right.at(0, columns.begin);
       const Index vectors = (columns.end - columns.begin) / Pairs::width;
-      const Range all_of_it{0, round_up(depth, kPairDepth)};
+      const Range all_of_it{
+          0, left.leftover > 0 ? depth / kPairDepth * kPairDepth : round_up(depth, kPairDepth)};
       if constexpr (requires { Finish::stride; }) {
         const PairOutput scores{finish.s, Finish::stride, kPairCols, false};
         micro.template product<P, kRows>(left.at(r, 0), keys, all_of_it, vectors,
@@ -252,6 +253,15 @@ struct PairMatrices {
   using BackwardTiles = typename BackwardBlocks<keeps_gradients && gradient_parts == 1>::Type;
   static_assert(!keeps_gradients || row_group == kPairDepth);
 
+  // Along the depth of scores and of dO V^T: how many steps hold what is left over of it, and the
+  // others.
+  static_assert(Micro::stores_sums || parts == 1);
+  using LeftoverOf = Leftover<typename P::OperandProducts>;
+  CATTN_INLINE static Index leftover_steps(Index depth) { return LeftoverOf::of(depth).steps(); }
+  CATTN_INLINE static Index operand_steps(Index depth) {
+    return leftover_steps(depth) > 0 ? depth / kPairDepth : in_steps_of(depth, depth_step);
+  }
+
   template <class F>
   CATTN_INLINE static void row_tiles(Index rows, F f) {
     Micro::row_tiles(rows, f);
@@ -286,9 +296,11 @@ struct PairMatrices {
     const Packed packed{t.operand, tiling, t.cols, t.packed};
     if (is_query(t.operand)) {
       range = pack_left<Format, parts>(source, stride, t.rows, t.cols, packed.left());
+      join_leftover<typename P::OperandProducts>(packed.left(), t.rows, t.cols);
       pack_left_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.left_transposed());
     } else if (is_transposed(t.operand)) {
       range = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.right());
+      join_leftover<typename P::OperandProducts>(packed.right(), t.cols, t.rows);
     } else if (t.operand == Operand::value) {
       range =
           pack_right<Format, parts, weight_pairing>(source, stride, t.rows, t.cols, packed.right());
@@ -303,6 +315,11 @@ struct PairMatrices {
     tail.flags = range.flags;
     if (in_pairs_only || (range.flags & kBlockSplits)) return range.flags;
     return pack_in_panels<float, S>(t, tiling, tail);
+  }
+
+  CATTN_INLINE static LeftPairs query_operand(LeftPairs left, Index depth) {
+    left.leftover = LeftoverOf::of(depth).width;
+    return left;
   }
 
   // Memory that is handed out piece by piece.
@@ -355,7 +372,8 @@ struct PairMatrices {
     }
     // Of queries: as they are, and behind that their transpose.
     CATTN_INLINE LeftPairs left() const {
-      return LeftPairs::make(const_cast<void*>(memory), block_rows(operand, tiling), cols);
+      return query_operand(
+          LeftPairs::make(const_cast<void*>(memory), block_rows(operand, tiling), cols), cols);
     }
     CATTN_INLINE LeftPairs left_transposed() const {
       const Index rows = block_rows(operand, tiling);
@@ -366,9 +384,11 @@ struct PairMatrices {
       if (!memory || !(in_pairs_only || splits())) return static_cast<const float*>(memory);
       const Index rows = block_rows(operand, tiling);
       if (is_query(operand)) {
-        unpack_left<Format, parts>(left(), rows, cols, room, rows * kPanel<float>);
+        unpack_left<Format, parts, typename P::OperandProducts>(left(), rows, cols, room,
+                                                                rows * kPanel<float>);
       } else if (is_transposed(operand)) {
-        unpack_right<Format, parts>(right(), cols, rows, room, cols * kPanel<float>);
+        unpack_right<Format, parts, Pairing::neighbours, typename P::OperandProducts>(
+            right(), cols, rows, room, cols * kPanel<float>);
       } else if (operand == Operand::value) {
         unpack_right<Format, parts, weight_pairing>(right(), rows, cols, room,
                                                     rows * kPanel<float>);
@@ -414,6 +434,7 @@ struct PairMatrices {
       const auto range = pack_left_scaled<Format, parts>(
           static_cast<const S*>(t.q.data), t.q.row_stride, t.rows, t.head_dim, factor, left);
       const bool splits = (range.flags & kBlockSplits) != 0;
+      join_leftover<typename P::OperandProducts>(left, t.rows, t.head_dim);
       if (!splits) pack_scaled_queries<PairMatrices, S>(t.q, t, query);
       return {range.norm, splits, !splits};
     }
@@ -439,8 +460,9 @@ struct PairMatrices {
         return !Micro::stores_sums;
       }
       if (!queries_.in_panels) {
-        unpack_left<Format, parts>(memory_.query, round_up(t_.rows, kPairRows), t_.head_dim, query_,
-                                   query_block * kPanel<float>);
+        unpack_left<Format, parts, typename P::OperandProducts>(
+            memory_.query, round_up(t_.rows, kPairRows), t_.head_dim, query_,
+            query_block * kPanel<float>);
         queries_.in_panels = true;
       }
       products_for<Micro>(block, query_ + row * kPanel<float>, query_block,
@@ -545,11 +567,15 @@ struct PairMatrices {
     static constexpr Index unit_keys = weight_parts == 3 ? 32 : 64;
     static constexpr bool one_product_a_step =
         P::OperandProducts::list.count == 1 && P::WeightProducts::list.count == 1;
-    // Of several parts: so many steps has this of so many keys, and of all keys of a unit with
-    // panels of values.
-    CATTN_INLINE static Index steps_beside(Index keys, Index head_steps, Index panels) {
-      return keys / kPairCols * head_steps * P::OperandProducts::list.count +
-             unit_keys / kPairDepth * panels * P::WeightProducts::list.count;
+    // Of several parts: so many steps has this of so many keys, and of all keys of a unit with so
+    // many vectors of values.
+    template <int kHeadSteps>
+    CATTN_INLINE Index steps_beside(Index keys, Count<kHeadSteps> head_steps, Index vectors) const {
+      constexpr Index of_weights = P::WeightProducts::list.count;
+      Index of_scores = head_steps * P::OperandProducts::list.count;
+      if constexpr (kHeadSteps == 0) of_scores += leftover_steps(t_.head_dim);
+      return keys / kPairCols * of_scores +
+             unit_keys / kPairDepth * in_steps_of(vectors * of_weights, 2);
     }
     // s = query * key of kKeys keys from `first` on, over a head size of so many steps. The
     // products begin with `start` (BandEdge), or nullptr.
@@ -588,7 +614,8 @@ struct PairMatrices {
 
       CATTN_INLINE Memory(const ForwardTask& t, void* scratch) {
         Pieces pieces(scratch);
-        query = pieces.left(query_block + kQueryPadding, t.head_dim, parts);
+        query =
+            query_operand(pieces.left(query_block + kQueryPadding, t.head_dim, parts), t.head_dim);
         weights = pieces.left(in_place ? 0 : row_group, key_block, weight_parts);
         third_part = pieces.left(in_place && weight_parts == 3 ? 2 * row_group : 0, key_block, 1).p;
         panels = pieces.panels(Operand::key, tiling,
@@ -675,8 +702,10 @@ struct PairMatrices {
 
     // A panel of either for a group of rows, and beside.step() between products (TileProducts), so
     // many times over so many steps of the depth.
-    CATTN_INLINE static Index steps_beside(Index depth_steps) {
-      return Micro::template steps_beside<typename P::OperandProducts> * depth_steps;
+    template <int kSteps>
+    CATTN_INLINE static Index steps_beside(Count<kSteps> steps, Index depth) {
+      const Index of_whole = Micro::template steps_beside<typename P::OperandProducts> * steps;
+      return kSteps > 0 ? of_whole : of_whole + leftover_steps(depth);
     }
     template <int kSteps, class Beside>
     CATTN_INLINE void scores_beside(Index first, Index col, Count<kSteps> steps, float* s,

@@ -37,7 +37,8 @@ struct LeftPairs {
   // From one row of a panel to the next; only tile registers take another one, where panels lie
   // side by side in the rows of a larger matrix.
   Index row = kPairDepth;
-  Index third = 0;  // how much further than that the third part is
+  Index third = 0;     // how much further than that the third part is
+  Index leftover = 0;  // width of places for what is left over of the depth (Leftover)
 
   CATTN_INLINE static LeftPairs make(void* memory, Index rows, Index depth) {
     return {static_cast<uint16_t*>(memory), round_up(rows, kPairRows) * kPairDepth,
@@ -45,7 +46,7 @@ struct LeftPairs {
   }
   // depth: a multiple of 32
   CATTN_INLINE LeftPairs at(Index r, Index depth) const {
-    return {p + depth / kPairDepth * panel + r * row, panel, part, row, third};
+    return {p + depth / kPairDepth * panel + r * row, panel, part, row, third, leftover};
   }
   CATTN_INLINE Index offset(int i) const { return i * part + (i == 2 ? third : 0); }
 };
@@ -253,48 +254,6 @@ PackedRange pack_right_transposed(const S* source, Index stride, Index cols, Ind
   return range.template range<F>();
 }
 
-// The numbers of a right operand again, the sums of their parts, in panels of (depth, 32) that are
-// `panel` elements apart.
-template <class F, int kParts, Pairing kPairing = Pairing::neighbours>
-void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Index panel) {
-  using X = Vec<float>;
-  for (Index c = 0; c < cols; c += Pairs::width) {
-    float* const to = panels + c / kPairCols * panel + c % kPairCols;
-    for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i) {
-      const uint16_t* const from = right.at(2 * i, c).p;
-      const Index first = first_of_pair<kPairing>(i), second = first + kPairDistance<kPairing>;
-      if (first >= depth) continue;
-      auto lower = X::zero(), upper = X::zero();
-      CATTN_UNROLL
-      for (int p = kParts - 1; p >= 0; --p) {
-        const auto pairs = Pairs::load(from + p * right.part);
-        lower = X::add(lower, F::lower(pairs));
-        upper = X::add(upper, F::upper(pairs));
-      }
-      X::store(to + first * kPairCols, lower);
-      if (second < depth) X::store(to + second * kPairCols, upper);
-    }
-  }
-}
-
-// The same of a left operand of (rows, depth), in panels of (rows, 32).
-template <class F, int kParts>
-void unpack_left(LeftPairs left, Index rows, Index depth, float* panels, Index panel) {
-  using X = Vec<float>;
-  using Half = typename F::Half;
-  for (Index d = 0; d < depth; d += kPairDepth, panels += panel) {
-    for (Index r = 0; r < rows; ++r) {
-      const Half* const from = reinterpret_cast<const Half*>(left.at(r, d).p);
-      for (Index i = 0; i < kPairDepth; i += X::width) {
-        auto sum = X::zero();
-        CATTN_UNROLL
-        for (int p = kParts - 1; p >= 0; --p) sum = X::add(sum, X::load(from + i + left.offset(p)));
-        X::store(panels + r * kPairDepth + i, sum);
-      }
-    }
-  }
-}
-
 // Which parts are multiplied: part i of the left operand with part j of the right one wherever
 // i + j < kOrders, about 2^-8 smaller for every step of i + j. Neighbours in the list have a part
 // in common, which is loaded once for both; where a sum is to be as accurate as float32, the small
@@ -339,6 +298,185 @@ struct Products {
   }
   static constexpr List list = make();
 };
+
+// What a depth goes beyond whole steps, where that is little. In several parts it would take a step
+// for each product; instead parts stand side by side along the depth of a few steps. A panel of the
+// right operand serves for several steps, as it comes from further away. Step j of the left operand
+// and panel j of the right one are where the last panel of part j would be.
+constexpr int kNoPart = -1;
+struct LeftoverLayout {
+  struct Step {
+    int right_panel;
+    int left[4];  // parts that stand side by side
+  };
+  int right[2][4];
+  int right_panels, steps;
+  Step step[3];  // what is small comes first
+};
+// In places of 8 or 16 elements: four or two in a panel.
+template <class P, int kWidth>
+constexpr LeftoverLayout leftover_layout() {
+  constexpr int no = kNoPart;
+  constexpr bool narrow = kWidth == 8;
+  if constexpr (P::left_parts == 3) {
+    if constexpr (narrow) return {{{0, 1, 2, 0}}, 1, 2, {{0, {2, 1, no, no}}, {0, {0, 0, 0, 1}}}};
+    return {{{0, 1, no, no}, {0, 2, no, no}},
+            2,
+            3,
+            {{1, {2, 0, no, no}}, {0, {1, 1, no, no}}, {0, {0, 0, no, no}}}};
+  } else {
+    constexpr int last = P::list.count == 4 ? 1 : no;  // with the right operand's second part
+    if constexpr (narrow) return {{{0, 1, 0, 1}}, 1, 1, {{0, {0, 0, 1, last}}}};
+    return {{{0, 1, no, no}}, 1, 2, {{0, {1, last, no, no}}, {0, {0, 0, no, no}}}};
+  }
+}
+
+// Whether its steps multiply the parts that P lists, each pair once.
+template <class P, int kWidth>
+constexpr bool multiplies_all() {
+  constexpr LeftoverLayout layout = leftover_layout<P, kWidth>();
+  int times[3][3] = {};
+  for (int j = 0; j < layout.steps; ++j) {
+    const auto& step = layout.step[j];
+    for (int i = 0; i < kPairDepth / kWidth; ++i)
+      if (step.left[i] != kNoPart) ++times[step.left[i]][layout.right[step.right_panel][i]];
+  }
+  for (int i = 0; i < P::list.count; ++i) --times[P::list.of[i].left][P::list.of[i].right];
+  for (const auto& row : times)
+    for (const int n : row)
+      if (n != 0) return false;
+  return true;
+}
+
+// What is left over of a depth: `width` is that of places, 0 if it is not laid out like that.
+template <class P>
+struct Leftover {
+  Index first = 0;  // of its elements along the depth
+  Index width = 0;
+
+  CATTN_INLINE static Leftover of(Index depth) {
+    const Index first = depth / kPairDepth * kPairDepth, rest = depth - first;
+    constexpr bool serves = P::left_parts > 1 && P::left_parts == P::right_parts;
+    if (!serves || first == 0 || rest == 0 || rest > kPairDepth / 2) return {};
+    return {first, rest > kPairDepth / 4 ? kPairDepth / 2 : kPairDepth / 4};
+  }
+  CATTN_INLINE bool joined() const { return width > 0; }
+  CATTN_INLINE LeftoverLayout layout() const {
+    if constexpr (P::left_parts == 1) return {};
+    static_assert(P::left_parts == 1 || (multiplies_all<P, 8>() && multiplies_all<P, 16>()));
+    return width == 8 ? leftover_layout<P, 8>() : leftover_layout<P, 16>();
+  }
+  CATTN_INLINE Index places() const { return kPairDepth / width; }
+  CATTN_INLINE Index steps() const { return joined() ? layout().steps : 0; }
+};
+
+// Puts what is left over of the depth of a packed operand side by side.
+template <class P>
+void join_leftover(LeftPairs left, Index rows, Index depth) {
+  const auto leftover = Leftover<P>::of(depth);
+  if (!leftover.joined()) return;
+  const LeftoverLayout layout = leftover.layout();
+  const Index bytes = leftover.width * static_cast<Index>(sizeof(uint16_t));
+  for (Index r = 0; r < round_up(rows, kPairRows); ++r) {
+    uint16_t* const row = left.at(r, leftover.first).p;
+    Pairs::W parts[P::left_parts];
+    for (int p = 0; p < P::left_parts; ++p) parts[p] = Pairs::load(row + left.offset(p));
+    for (int j = 0; j < layout.steps; ++j) {
+      uint16_t* to = row + j * left.part;
+      Pairs::store(to, Pairs::zero());
+      for (Index i = 0; i < leftover.places(); ++i, to += leftover.width) {
+        const int part = layout.step[j].left[i];
+        if (part != kNoPart) __builtin_memcpy(to, &parts[part], static_cast<size_t>(bytes));
+      }
+    }
+  }
+}
+template <class P>
+void join_leftover(RightPairs right, Index depth, Index cols) {
+  const auto leftover = Leftover<P>::of(depth);
+  if (!leftover.joined()) return;
+  const LeftoverLayout layout = leftover.layout();
+  const Index pairs = leftover.width / 2;
+  for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
+    uint16_t* const tile = right.at(leftover.first, c).p;
+    Pairs::W parts[P::right_parts][kPairDepth / 4];
+    for (int p = 0; p < P::right_parts; ++p)
+      for (Index k = 0; k < pairs; ++k)
+        parts[p][k] = Pairs::load(tile + p * right.part + k * kPairDepth);
+    for (int j = 0; j < layout.right_panels; ++j) {
+      uint16_t* to = tile + j * right.part;
+      for (Index i = 0; i < leftover.places(); ++i)
+        for (Index k = 0; k < pairs; ++k, to += kPairDepth)
+          Pairs::store(to, parts[layout.right[j][i]][k]);
+    }
+  }
+}
+
+// The numbers of a right operand again, the sums of their parts, in panels of (depth, 32) that are
+// `panel` elements apart. P: the products for which it has joined what is left over, if it has.
+template <class F, int kParts, Pairing kPairing = Pairing::neighbours,
+          class P = Products<1, 1, 1, F>>
+void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Index panel) {
+  using X = Vec<float>;
+  const auto leftover = Leftover<P>::of(depth);
+  // Of pair i of the depth and vector c of columns.
+  const auto place = [&](int part, Index i, Index c) -> const uint16_t* {
+    if (!leftover.joined() || 2 * i < leftover.first)
+      return right.at(2 * i, c).p + part * right.part;
+    const LeftoverLayout layout = leftover.layout();
+    Index at = 0;
+    while (layout.right[at / leftover.places()][at % leftover.places()] != part) ++at;
+    return right.at(2 * i + at % leftover.places() * leftover.width, c).p +
+           at / leftover.places() * right.part;
+  };
+  for (Index c = 0; c < cols; c += Pairs::width) {
+    float* const to = panels + c / kPairCols * panel + c % kPairCols;
+    for (Index i = 0; i < round_up(depth, kPairDepth) / 2; ++i) {
+      const Index first = first_of_pair<kPairing>(i), second = first + kPairDistance<kPairing>;
+      if (first >= depth) continue;
+      auto lower = X::zero(), upper = X::zero();
+      CATTN_UNROLL
+      for (int p = kParts - 1; p >= 0; --p) {
+        const auto pairs = Pairs::load(place(p, i, c));
+        lower = X::add(lower, F::lower(pairs));
+        upper = X::add(upper, F::upper(pairs));
+      }
+      X::store(to + first * kPairCols, lower);
+      if (second < depth) X::store(to + second * kPairCols, upper);
+    }
+  }
+}
+
+// The same of a left operand of (rows, depth), in panels of (rows, 32).
+template <class F, int kParts, class P>
+void unpack_left(LeftPairs left, Index rows, Index depth, float* panels, Index panel) {
+  using X = Vec<float>;
+  using Half = typename F::Half;
+  const auto leftover = Leftover<P>::of(depth);
+  for (Index d = 0; d < depth; d += kPairDepth, panels += panel) {
+    const bool joined = leftover.joined() && d == leftover.first;
+    const Index count = joined ? leftover.width : kPairDepth;
+    Index offset[kParts];
+    for (int p = 0; p < kParts; ++p) {
+      offset[p] = left.offset(p);
+      if (!joined) continue;
+      const LeftoverLayout layout = leftover.layout();
+      Index at = 0;
+      while (layout.step[at / leftover.places()].left[at % leftover.places()] != p) ++at;
+      offset[p] = at / leftover.places() * left.part + at % leftover.places() * leftover.width;
+    }
+    for (Index r = 0; r < rows; ++r) {
+      const Half* const from = reinterpret_cast<const Half*>(left.at(r, d).p);
+      for (Index i = 0; i < kPairDepth; i += X::width) {
+        auto sum = X::zero();
+        CATTN_UNROLL
+        for (int p = kParts - 1; p >= 0; --p)
+          sum = X::add(sum, load_up_to(from + offset[p] + (i < count ? i : 0), count - i));
+        X::store(panels + r * kPairDepth + i, sum);
+      }
+    }
+  }
+}
 
 // Keeps or adds products. Element (i, j) is at c[i * row + j / 32 * panel + j % 32]: a tile of
 // scores with rows of its own length (panel = 32), or panels of n rows (row = 32, panel = 32 * n).

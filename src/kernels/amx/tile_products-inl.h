@@ -29,8 +29,8 @@ class TileProducts {
   }
 
   // How often beside.step() is called for each step of the depth of 32 x 32 outputs: after each
-  // product of tiles, or of several parts after up to four. A product takes 16 cycles, in which the
-  // rest of the core has nothing to do.
+  // product of tiles, or of several parts after four, and of 32 x 16 outputs half as often. A
+  // product takes 16 cycles, in which the rest of the core has nothing to do.
   template <class P>
   static constexpr Index steps_beside = P::list.count == 1 ? 4 : P::list.count;
 
@@ -242,11 +242,60 @@ class TileProducts {
   template <class P, int kRows, int kVectors, int kSteps, class Output, class Beside>
   CATTN_INLINE void tile_here(const LeftPairs& left, const RightPairs& right, Count<kSteps> steps,
                               const Output& to, Beside& beside) {
-    constexpr int small = P::list.small;
-    if constexpr (small > 0) products<P, kRows, kVectors, 0, small>(left, right, steps, to, beside);
-    products<P, kRows, kVectors, small, P::list.count>(left, right, steps, to, beside);
+    constexpr int small = P::list.small, count = P::list.count;
+    constexpr bool may_be_left_over = kSteps == 0 && count > 1;
+    if constexpr (small == 0) {
+      products<P, kRows, kVectors, 0, count>(left, right, steps, to, beside);
+      if constexpr (may_be_left_over)
+        leftover_products<P, kRows, kVectors>(left, right, steps, to, beside);
+    } else {
+      products<P, kRows, kVectors, 0, small>(left, right, steps, to, beside);
+      if constexpr (may_be_left_over) {
+        if (left.leftover > 0) {
+          leftover_products<P, kRows, kVectors>(left, right, steps, to, beside);
+          return products_back<P, kRows, kVectors, false>(left, right, steps, to, beside);
+        }
+      }
+      products_back<P, kRows, kVectors, true>(left, right, steps, to, beside);
+    }
   }
-  // Its products of parts [kFrom, kTo), step by step of the depth.
+  // Those behind the small ones, the last step first. kShares: what that has in common with the
+  // last of the small ones is still loaded.
+  template <class P, int kRows, int kVectors, bool kShares, int kSteps, class Output, class Beside>
+  CATTN_INLINE void products_back(LeftPairs left, RightPairs right, Count<kSteps> steps,
+                                  const Output& to, Beside& beside) {
+    constexpr int small = P::list.small, count = P::list.count;
+    left.p += (steps - 1) * left.panel;
+    right.p += (steps - 1) * 2 * kPairTile;
+    step<P, kRows, kVectors, small, count, kShares, false>(left, right, to, beside);
+    repeat(Count<kSteps ? kSteps - 1 : 0>{steps - 1}, [&]() CATTN_INLINE_LAMBDA {
+      left.p -= left.panel;
+      right.p -= 2 * kPairTile;
+      step<P, kRows, kVectors, small, count, false, false>(left, right, to, beside);
+    });
+  }
+  // What is left over of the depth, behind so many steps.
+  template <class P, int kRows, int kVectors, class Output, class Beside>
+  CATTN_INLINE void leftover_products(LeftPairs left, RightPairs right, Index steps,
+                                      const Output& to, Beside& beside) {
+    left.p += steps * left.panel;
+    right.p += steps * 2 * kPairTile;
+    if (left.leftover == 8) leftover_steps<P, 8, 0, kRows, kVectors>(left, right, to, beside);
+    if (left.leftover == 16) leftover_steps<P, 16, 0, kRows, kVectors>(left, right, to, beside);
+  }
+  template <class P, int kWidth, int kStep, int kRows, int kVectors, class Output, class Beside>
+  CATTN_INLINE void leftover_steps(const LeftPairs& left, const RightPairs& right, const Output& to,
+                                   Beside& beside) {
+    constexpr LeftoverLayout layout = leftover_layout<P, kWidth>();
+    constexpr int panel = layout.step[kStep].right_panel;
+    constexpr bool shares = kStep > 0 && panel == layout.step[kStep - (kStep > 0)].right_panel;
+    tile_step<P, kRows, kVectors, true, !shares, false>(
+        left.p + kStep * left.part, right.p + panel * right.part, left.row, to, beside);
+    beside.step();
+    if constexpr (kStep + 1 < layout.steps)
+      leftover_steps<P, kWidth, kStep + 1, kRows, kVectors>(left, right, to, beside);
+  }
+  // Products of parts [kFrom, kTo), step by step of the depth.
   template <class P, int kRows, int kVectors, int kFrom, int kTo, int kSteps, class Output,
             class Beside>
   CATTN_INLINE void products(LeftPairs left, RightPairs right, Count<kSteps> steps,
@@ -266,26 +315,35 @@ class TileProducts {
             class Output, class Beside>
   CATTN_INLINE void step(const LeftPairs& left, const RightPairs& right, const Output& to,
                          Beside& beside) {
-    constexpr bool two_rows = kRows == 2 * kTileRows, two_cols = kVectors == 2;
     constexpr auto parts = P::list.of[kProduct], before = P::list.of[kProduct - kShares];
     constexpr bool load_a = !kShares || parts.left != before.left;
     constexpr bool load_b = !kShares || parts.right != before.right;
-    const Index row_bytes = left.row * kHalf;
-    const uint16_t* const a = left.p + left.offset(parts.left);
-    const uint16_t* const b = right.p + parts.right * right.part;
-    if constexpr (load_a) tiles_.template load<4>(a, row_bytes);
-    if constexpr (load_b) tiles_.template load_streamed<6>(b, kTileBytes);
+    tile_step<P, kRows, kVectors, load_a, load_b, kBegins>(
+        left.p + left.offset(parts.left), right.p + parts.right * right.part, left.row, to, beside);
+    if constexpr (P::list.count > 1 && (kVectors == 2 || kProduct % 2 == 0)) beside.step();
+    if constexpr (kProduct + 1 < kTo)
+      step<P, kRows, kVectors, kProduct + 1, kTo, true, false>(left, right, to, beside);
+  }
+  // Up to four products of tiles at a and b, rows `row` elements apart, unless they are loaded.
+  template <class P, int kRows, int kVectors, bool kLoadLeft, bool kLoadRight, bool kBegins,
+            class Output, class Beside>
+  CATTN_INLINE void tile_step(const uint16_t* a, const uint16_t* b, Index row, const Output& to,
+                              Beside& beside) {
+    constexpr bool two_rows = kRows == 2 * kTileRows, two_cols = kVectors == 2;
+    const Index row_bytes = row * kHalf;
+    if constexpr (kLoadLeft) tiles_.template load<4>(a, row_bytes);
+    if constexpr (kLoadRight) tiles_.template load_streamed<6>(b, kTileBytes);
     if constexpr (kBegins) begin_sum<0>(pending_[0], to, 0, 0);
     multiply_add<P, 0, 4, 6>();
     if constexpr (P::list.count == 1) beside.step();
     if constexpr (two_cols) {
-      if constexpr (load_b) tiles_.template load_streamed<7>(b + kPairTile, kTileBytes);
+      if constexpr (kLoadRight) tiles_.template load_streamed<7>(b + kPairTile, kTileBytes);
       if constexpr (kBegins) begin_sum<1>(pending_[1], to, 0, 1);
       multiply_add<P, 1, 4, 7>();
       if constexpr (P::list.count == 1) beside.step();
     }
     if constexpr (two_rows) {
-      if constexpr (load_a) tiles_.template load<5>(a + kTileRows * left.row, row_bytes);
+      if constexpr (kLoadLeft) tiles_.template load<5>(a + kTileRows * row, row_bytes);
       if constexpr (kBegins) begin_sum<2>(pending_[2], to, kTileRows, 0);
       multiply_add<P, 2, 5, 6>();
       if constexpr (P::list.count == 1) beside.step();
@@ -295,9 +353,6 @@ class TileProducts {
       multiply_add<P, 3, 5, 7>();
       if constexpr (P::list.count == 1) beside.step();
     }
-    if constexpr (P::list.count > 1) beside.step();
-    if constexpr (kProduct + 1 < kTo)
-      step<P, kRows, kVectors, kProduct + 1, kTo, true, false>(left, right, to, beside);
   }
 
   template <int kTile, class Output>
