@@ -258,7 +258,7 @@ class ForwardPipeline {
     T* const s = score_buffer<kChunks>(1 - free_);
     if (!scores_.plain) transform<kChunks>(kChunk, s);
     Rows<M, keys> rows(scratch_.from(scores_.row), s, weights(turn_, kChunk * keys),
-                       steps_beside<kChunks>(), factor_, ahead_);
+                       steps_beside<kChunks, kChunk>(), factor_, ahead_);
     if (kChunk + 1 < kChunks || multiplied.key) scores<kChunks>(multiplied, first, start, rows);
     if (weights_.keys == unit_keys) {
       values<kChunks, kChunk>(rows);
@@ -304,6 +304,14 @@ class ForwardPipeline {
     }
     matrices_.settle();
   }
+  // Of values, those for a chunk: whole panels, but for the last.
+  template <int kChunks, int kChunk>
+  CATTN_INLINE Range vectors_of() const {
+    const Index panels = value_vectors_ / kPanelVectors;
+    return {panels * kChunk / kChunks * kPanelVectors,
+            kChunk + 1 < kChunks ? panels * (kChunk + 1) / kChunks * kPanelVectors
+                                 : static_cast<Index>(value_vectors_)};
+  }
   // Of a whole unit, the columns for a chunk.
   template <int kChunks, int kChunk, class Beside>
   CATTN_INLINE void values(Beside& beside) {
@@ -312,11 +320,8 @@ class ForwardPipeline {
       constexpr Count<kValueVectors / kChunks> vectors;
       add_values(key_steps, kChunk * vectors, vectors, beside);
     } else {
-      const Index panels = value_vectors_ / kPanelVectors;
-      const Index first = panels * kChunk / kChunks * kPanelVectors,
-                  end = kChunk + 1 < kChunks ? panels * (kChunk + 1) / kChunks * kPanelVectors
-                                             : value_vectors_;
-      add_values(key_steps, first, Count<>{end - first}, beside);
+      const Range vectors = vectors_of<kChunks, kChunk>();
+      add_values(key_steps, vectors.begin, Count<>{vectors.end - vectors.begin}, beside);
     }
     if constexpr (kChunk == 0) add_sums(unit_keys, beside);
   }
@@ -340,9 +345,10 @@ class ForwardPipeline {
       matrices_.sums_beside(weights(1 - turn_, 0), keys, scratch_.from(weights_.row).weight_sum,
                             beside);
   }
-  template <int kChunks>
+  template <int kChunks, int kChunk>
   CATTN_INLINE Index steps_beside() const {
-    return matrices_.steps_beside(unit_keys / kChunks, head_steps_, value_vectors_ / kChunks);
+    const Range vectors = vectors_of<kChunks, kChunk>();
+    return matrices_.steps_beside(unit_keys / kChunks, head_steps_, vectors.end - vectors.begin);
   }
   template <int kChunks>
   CATTN_INLINE T* score_buffer(int which) const {

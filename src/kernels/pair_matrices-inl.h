@@ -155,8 +155,7 @@ CATTN_INLINE void pair_products(Micro& micro, const ScoreBlock& block, LeftPairs
       const Range columns = whole(attended, kPairCols);
       const RightPairs keys = right.at(0, columns.begin);
       const Index vectors = (columns.end - columns.begin) / Pairs::width;
-      const Range all_of_it{
-          0, left.leftover > 0 ? depth / kPairDepth * kPairDepth : round_up(depth, kPairDepth)};
+      const Range all_of_it{0, Leftover<P>::whole_steps(depth) * kPairDepth};
       if constexpr (requires { Finish::stride; }) {
         const PairOutput scores{finish.s, Finish::stride, kPairCols, false};
         micro.template product<P, kRows>(left.at(r, 0), keys, all_of_it, vectors,
@@ -259,7 +258,8 @@ struct PairMatrices {
   using LeftoverOf = Leftover<typename P::OperandProducts>;
   CATTN_INLINE static Index leftover_steps(Index depth) { return LeftoverOf::of(depth).steps(); }
   CATTN_INLINE static Index operand_steps(Index depth) {
-    return leftover_steps(depth) > 0 ? depth / kPairDepth : in_steps_of(depth, depth_step);
+    static_assert(!Micro::stores_sums || depth_step == kPairDepth);
+    return LeftoverOf::whole_steps(depth);
   }
 
   template <class F>
@@ -300,7 +300,7 @@ struct PairMatrices {
       pack_left_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.left_transposed());
     } else if (is_transposed(t.operand)) {
       range = pack_right_transposed<Format, parts>(source, stride, t.rows, t.cols, packed.right());
-      join_leftover<typename P::OperandProducts>(packed.right(), t.cols, t.rows);
+      join_leftover<typename P::OperandProducts>(packed.right(), t.rows, t.cols);
     } else if (t.operand == Operand::value) {
       range =
           pack_right<Format, parts, weight_pairing>(source, stride, t.rows, t.cols, packed.right());
@@ -317,7 +317,7 @@ struct PairMatrices {
     return pack_in_panels<float, S>(t, tiling, tail);
   }
 
-  CATTN_INLINE static LeftPairs query_operand(LeftPairs left, Index depth) {
+  CATTN_INLINE static LeftPairs with_leftover(LeftPairs left, Index depth) {
     left.leftover = LeftoverOf::of(depth).width;
     return left;
   }
@@ -372,7 +372,7 @@ struct PairMatrices {
     }
     // Of queries: as they are, and behind that their transpose.
     CATTN_INLINE LeftPairs left() const {
-      return query_operand(
+      return with_leftover(
           LeftPairs::make(const_cast<void*>(memory), block_rows(operand, tiling), cols), cols);
     }
     CATTN_INLINE LeftPairs left_transposed() const {
@@ -423,6 +423,7 @@ struct PairMatrices {
     static PackedQueries<float> pack_queries(const ForwardTask& t, float* query, void* scratch) {
       const LeftPairs left = Memory(t, scratch).query;
       if constexpr (rounds_weights && !scales_queries) {  // no factor: from memory to pairs at once
+        static_assert(parts == 1);                        // nothing to join
         const S* const q = static_cast<const S*>(t.q.data);
         const auto range = pack_left<Format, parts>(q, t.q.row_stride, t.rows, t.head_dim, left);
         const bool bounds = bounds_serve((t.band.key_count + key_block - 1) / key_block);
@@ -615,7 +616,7 @@ struct PairMatrices {
       CATTN_INLINE Memory(const ForwardTask& t, void* scratch) {
         Pieces pieces(scratch);
         query =
-            query_operand(pieces.left(query_block + kQueryPadding, t.head_dim, parts), t.head_dim);
+            with_leftover(pieces.left(query_block + kQueryPadding, t.head_dim, parts), t.head_dim);
         weights = pieces.left(in_place ? 0 : row_group, key_block, weight_parts);
         third_part = pieces.left(in_place && weight_parts == 3 ? 2 * row_group : 0, key_block, 1).p;
         panels = pieces.panels(Operand::key, tiling,

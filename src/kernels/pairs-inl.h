@@ -6,6 +6,7 @@
 //   left  (rows, depth):  (depth / 32, rows, 32), so a row of a panel is 64 bytes, 16 pairs;
 //   right (depth, cols):  (cols / 32, depth / 32, 2, 16, 16, 2): of 32 columns and 32 of the depth
 //                         two tiles one after the other, whose rows are a vector of 16 pairs.
+// Of an operand in several parts the end of the depth may be laid out otherwise (Leftover).
 // A tile of 16 rows and 64 bytes is one tile register of either; side by side two of them would
 // take 4 to 8 % longer to load. Depth is padded with zeros to a
 // multiple of 32, rows to a multiple of 16 and columns to a multiple of 32.
@@ -257,7 +258,8 @@ PackedRange pack_right_transposed(const S* source, Index stride, Index cols, Ind
 // Which parts are multiplied: part i of the left operand with part j of the right one wherever
 // i + j < kOrders, about 2^-8 smaller for every step of i + j. Neighbours in the list have a part
 // in common, which is loaded once for both; where a sum is to be as accurate as float32, the small
-// ones come first, so that they are not lost in a sum that is large already. With |x - hi| <= 2^-8
+// ones come first, so that they are not lost in a sum that is large already (then what is left over
+// of the depth, if it is laid out apart, then the large ones). With |x - hi| <= 2^-8
 // |x| and so on (parts-inl.h), what is left out is, relative to the sum of |x y|:
 //   <3, 3, 3>  float32, "highest": six products, 2^-24 (mid lo and lo mid, 2^-25 each)
 //   <2, 2, 2>  float32, "high": three products, 2^-15 (mid mid 2^-16, the remainders 2^-17 each)
@@ -301,8 +303,8 @@ struct Products {
 
 // What a depth goes beyond whole steps, where that is little. In several parts it would take a step
 // for each product; instead parts stand side by side along the depth of a few steps. A panel of the
-// right operand serves for several steps, as it comes from further away. Step j of the left operand
-// and panel j of the right one are where the last panel of part j would be.
+// right operand serves for two steps where it can, as it comes from further away. Step j of the
+// left operand and panel j of the right one are where the last panel of part j would be.
 constexpr int kNoPart = -1;
 struct LeftoverLayout {
   struct Step {
@@ -311,7 +313,7 @@ struct LeftoverLayout {
   };
   int right[2][4];
   int right_panels, steps;
-  Step step[3];  // what is small comes first
+  Step step[3];  // products that are small come first, along the depth of a step too
 };
 // In places of 8 or 16 elements: four or two in a panel.
 template <class P, int kWidth>
@@ -319,15 +321,15 @@ constexpr LeftoverLayout leftover_layout() {
   constexpr int no = kNoPart;
   constexpr bool narrow = kWidth == 8;
   if constexpr (P::left_parts == 3) {
-    if constexpr (narrow) return {{{0, 1, 2, 0}}, 1, 2, {{0, {2, 1, no, no}}, {0, {0, 0, 0, 1}}}};
-    return {{{0, 1, no, no}, {0, 2, no, no}},
+    if constexpr (narrow) return {{{0, 1, 2, 0}}, 1, 2, {{0, {2, 1, no, no}}, {0, {1, 0, 0, 0}}}};
+    return {{{1, 0, no, no}, {0, 2, no, no}},
             2,
             3,
             {{1, {2, 0, no, no}}, {0, {1, 1, no, no}}, {0, {0, 0, no, no}}}};
   } else {
     constexpr int last = P::list.count == 4 ? 1 : no;  // with the right operand's second part
-    if constexpr (narrow) return {{{0, 1, 0, 1}}, 1, 1, {{0, {0, 0, 1, last}}}};
-    return {{{0, 1, no, no}}, 1, 2, {{0, {1, last, no, no}}, {0, {0, 0, no, no}}}};
+    if constexpr (narrow) return {{{1, 0, 1, 0}}, 1, 1, {{0, {last, 1, 0, 0}}}};
+    return {{{1, 0, no, no}}, 1, 2, {{0, {last, 1, no, no}}, {0, {0, 0, no, no}}}};
   }
 }
 
@@ -357,10 +359,15 @@ struct Leftover {
   CATTN_INLINE static Leftover of(Index depth) {
     const Index first = depth / kPairDepth * kPairDepth, rest = depth - first;
     constexpr bool serves = P::left_parts > 1 && P::left_parts == P::right_parts;
+    // Sums begin with a whole step.
     if (!serves || first == 0 || rest == 0 || rest > kPairDepth / 2) return {};
     return {first, rest > kPairDepth / 4 ? kPairDepth / 2 : kPairDepth / 4};
   }
   CATTN_INLINE bool joined() const { return width > 0; }
+  // How many steps the depth has beside.
+  CATTN_INLINE static Index whole_steps(Index depth) {
+    return of(depth).joined() ? depth / kPairDepth : in_steps_of(depth, kPairDepth);
+  }
   CATTN_INLINE LeftoverLayout layout() const {
     if constexpr (P::left_parts == 1) return {};
     static_assert(P::left_parts == 1 || (multiplies_all<P, 8>() && multiplies_all<P, 16>()));
@@ -370,45 +377,51 @@ struct Leftover {
   CATTN_INLINE Index steps() const { return joined() ? layout().steps : 0; }
 };
 
-// Puts what is left over of the depth of a packed operand side by side.
-template <class P>
-void join_leftover(LeftPairs left, Index rows, Index depth) {
-  const auto leftover = Leftover<P>::of(depth);
-  if (!leftover.joined()) return;
-  const LeftoverLayout layout = leftover.layout();
-  const Index bytes = leftover.width * static_cast<Index>(sizeof(uint16_t));
+// Puts what is left over of the depth of a packed operand, from `first` on, side by side.
+template <class P, int kWidth>
+void join_parts(LeftPairs left, Index rows, Index first) {
+  constexpr LeftoverLayout layout = leftover_layout<P, kWidth>();
   for (Index r = 0; r < round_up(rows, kPairRows); ++r) {
-    uint16_t* const row = left.at(r, leftover.first).p;
+    uint16_t* const row = left.at(r, first).p;
     Pairs::W parts[P::left_parts];
+    CATTN_UNROLL
     for (int p = 0; p < P::left_parts; ++p) parts[p] = Pairs::load(row + left.offset(p));
     for (int j = 0; j < layout.steps; ++j) {
-      uint16_t* to = row + j * left.part;
+      uint16_t* const to = row + j * left.part;
       Pairs::store(to, Pairs::zero());
-      for (Index i = 0; i < leftover.places(); ++i, to += leftover.width) {
+      for (int i = 0; i < kPairDepth / kWidth; ++i) {
         const int part = layout.step[j].left[i];
-        if (part != kNoPart) __builtin_memcpy(to, &parts[part], static_cast<size_t>(bytes));
+        if (part == kNoPart) continue;
+        __builtin_memcpy(to + i * kWidth, &parts[part], kWidth * sizeof(uint16_t));
       }
     }
   }
 }
-template <class P>
-void join_leftover(RightPairs right, Index depth, Index cols) {
-  const auto leftover = Leftover<P>::of(depth);
-  if (!leftover.joined()) return;
-  const LeftoverLayout layout = leftover.layout();
-  const Index pairs = leftover.width / 2;
+template <class P, int kWidth>
+void join_parts(RightPairs right, Index cols, Index first) {
+  constexpr LeftoverLayout layout = leftover_layout<P, kWidth>();
+  constexpr int pairs = kWidth / 2;
   for (Index c = 0; c < round_up(cols, kPairCols); c += Pairs::width) {
-    uint16_t* const tile = right.at(leftover.first, c).p;
-    Pairs::W parts[P::right_parts][kPairDepth / 4];
+    uint16_t* const tile = right.at(first, c).p;
+    Pairs::W parts[P::right_parts][pairs];
     for (int p = 0; p < P::right_parts; ++p)
-      for (Index k = 0; k < pairs; ++k)
+      for (int k = 0; k < pairs; ++k)
         parts[p][k] = Pairs::load(tile + p * right.part + k * kPairDepth);
     for (int j = 0; j < layout.right_panels; ++j) {
       uint16_t* to = tile + j * right.part;
-      for (Index i = 0; i < leftover.places(); ++i)
-        for (Index k = 0; k < pairs; ++k, to += kPairDepth)
+      for (int i = 0; i < kPairDepth / kWidth; ++i)
+        for (int k = 0; k < pairs; ++k, to += kPairDepth)
           Pairs::store(to, parts[layout.right[j][i]][k]);
     }
+  }
+}
+// The same of rows or columns, if there is something to join.
+template <class P, class Operand>
+CATTN_INLINE void join_leftover(const Operand& operand, Index count, Index depth) {
+  const auto leftover = Leftover<P>::of(depth);
+  if constexpr (P::left_parts > 1) {
+    if (leftover.width == 8) join_parts<P, 8>(operand, count, leftover.first);
+    if (leftover.width == 16) join_parts<P, 16>(operand, count, leftover.first);
   }
 }
 
@@ -418,6 +431,7 @@ template <class F, int kParts, Pairing kPairing = Pairing::neighbours,
           class P = Products<1, 1, 1, F>>
 void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Index panel) {
   using X = Vec<float>;
+  static_assert(P::left_parts == 1 || kPairing == Pairing::neighbours);
   const auto leftover = Leftover<P>::of(depth);
   // Of pair i of the depth and vector c of columns.
   const auto place = [&](int part, Index i, Index c) -> const uint16_t* {

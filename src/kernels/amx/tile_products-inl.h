@@ -243,27 +243,28 @@ class TileProducts {
   CATTN_INLINE void tile_here(const LeftPairs& left, const RightPairs& right, Count<kSteps> steps,
                               const Output& to, Beside& beside) {
     constexpr int small = P::list.small, count = P::list.count;
+    // A depth that is known has nothing left over (with_known_sizes).
     constexpr bool may_be_left_over = kSteps == 0 && count > 1;
     if constexpr (small == 0) {
-      products<P, kRows, kVectors, 0, count>(left, right, steps, to, beside);
+      products<P, kRows, kVectors, count>(left, right, steps, to, beside);
       if constexpr (may_be_left_over)
         leftover_products<P, kRows, kVectors>(left, right, steps, to, beside);
     } else {
-      products<P, kRows, kVectors, 0, small>(left, right, steps, to, beside);
+      products<P, kRows, kVectors, small>(left, right, steps, to, beside);
       if constexpr (may_be_left_over) {
         if (left.leftover > 0) {
           leftover_products<P, kRows, kVectors>(left, right, steps, to, beside);
-          return products_back<P, kRows, kVectors, false>(left, right, steps, to, beside);
+          return large_products<P, kRows, kVectors, false>(left, right, steps, to, beside);
         }
       }
-      products_back<P, kRows, kVectors, true>(left, right, steps, to, beside);
+      large_products<P, kRows, kVectors, true>(left, right, steps, to, beside);
     }
   }
   // Those behind the small ones, the last step first. kShares: what that has in common with the
   // last of the small ones is still loaded.
   template <class P, int kRows, int kVectors, bool kShares, int kSteps, class Output, class Beside>
-  CATTN_INLINE void products_back(LeftPairs left, RightPairs right, Count<kSteps> steps,
-                                  const Output& to, Beside& beside) {
+  CATTN_INLINE void large_products(LeftPairs left, RightPairs right, Count<kSteps> steps,
+                                   const Output& to, Beside& beside) {
     constexpr int small = P::list.small, count = P::list.count;
     left.p += (steps - 1) * left.panel;
     right.p += (steps - 1) * 2 * kPairTile;
@@ -280,12 +281,12 @@ class TileProducts {
                                       const Output& to, Beside& beside) {
     left.p += steps * left.panel;
     right.p += steps * 2 * kPairTile;
-    if (left.leftover == 8) leftover_steps<P, 8, 0, kRows, kVectors>(left, right, to, beside);
-    if (left.leftover == 16) leftover_steps<P, 16, 0, kRows, kVectors>(left, right, to, beside);
+    if (left.leftover == 8) multiply_leftover<P, 8, 0, kRows, kVectors>(left, right, to, beside);
+    if (left.leftover == 16) multiply_leftover<P, 16, 0, kRows, kVectors>(left, right, to, beside);
   }
   template <class P, int kWidth, int kStep, int kRows, int kVectors, class Output, class Beside>
-  CATTN_INLINE void leftover_steps(const LeftPairs& left, const RightPairs& right, const Output& to,
-                                   Beside& beside) {
+  CATTN_INLINE void multiply_leftover(const LeftPairs& left, const RightPairs& right,
+                                      const Output& to, Beside& beside) {
     constexpr LeftoverLayout layout = leftover_layout<P, kWidth>();
     constexpr int panel = layout.step[kStep].right_panel;
     constexpr bool shares = kStep > 0 && panel == layout.step[kStep - (kStep > 0)].right_panel;
@@ -293,21 +294,19 @@ class TileProducts {
         left.p + kStep * left.part, right.p + panel * right.part, left.row, to, beside);
     beside.step();
     if constexpr (kStep + 1 < layout.steps)
-      leftover_steps<P, kWidth, kStep + 1, kRows, kVectors>(left, right, to, beside);
+      multiply_leftover<P, kWidth, kStep + 1, kRows, kVectors>(left, right, to, beside);
   }
-  // Products of parts [kFrom, kTo), step by step of the depth.
-  template <class P, int kRows, int kVectors, int kFrom, int kTo, int kSteps, class Output,
-            class Beside>
+  // The first kTo products of parts, step by step of the depth. They begin the sums.
+  template <class P, int kRows, int kVectors, int kTo, int kSteps, class Output, class Beside>
   CATTN_INLINE void products(LeftPairs left, RightPairs right, Count<kSteps> steps,
                              const Output& to, Beside& beside) {
     const auto take = [&]<bool kBegins>() CATTN_INLINE_LAMBDA {
-      step<P, kRows, kVectors, kFrom, kTo, false, kBegins>(left, right, to, beside);
+      step<P, kRows, kVectors, 0, kTo, false, kBegins>(left, right, to, beside);
       left.p += left.panel;
       right.p += 2 * kPairTile;
     };
-    constexpr int begun = kFrom == 0;
-    if constexpr (begun) take.template operator()<true>();
-    repeat(Count<kSteps ? kSteps - begun : 0>{steps - begun},
+    take.template operator()<true>();
+    repeat(Count<kSteps ? kSteps - 1 : 0>{steps - 1},
            [&]() CATTN_INLINE_LAMBDA { take.template operator()<false>(); });
   }
   // A step of theirs. kShares: what kProduct has in common with the product before is loaded.
