@@ -1,4 +1,4 @@
-"""Head sizes that end shortly behind a multiple of 32: in several parts they share the last steps."""
+"""Head sizes shortly behind a multiple of 32, whose parts share the last steps."""
 
 import numpy as np
 import pytest
