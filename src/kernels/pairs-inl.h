@@ -373,8 +373,26 @@ struct Leftover {
     static_assert(P::left_parts == 1 || (multiplies_all<P, 8>() && multiplies_all<P, 16>()));
     return width == 8 ? leftover_layout<P, 8>() : leftover_layout<P, 16>();
   }
-  CATTN_INLINE Index places() const { return kPairDepth / width; }
+  // A place of a part in either operand: the step or panel, and from which element of the depth on.
+  struct Place {
+    Index panel, at;
+  };
+  Place of_left(int part) const {
+    return find([&](Index j, Index i) { return layout().step[j].left[i] == part; });
+  }
+  Place of_right(int part) const {
+    return find([&](Index j, Index i) { return layout().right[j][i] == part; });
+  }
   CATTN_INLINE Index steps() const { return joined() ? layout().steps : 0; }
+
+ private:
+  template <class F>
+  Place find(F holds) const {
+    const Index places = kPairDepth / width;
+    Index n = 0;
+    while (!holds(n / places, n % places)) ++n;
+    return {n / places, n % places * width};
+  }
 };
 
 // Puts what is left over of the depth of a packed operand, from `first` on, side by side.
@@ -434,14 +452,11 @@ void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Inde
   static_assert(P::left_parts == 1 || kPairing == Pairing::neighbours);
   const auto leftover = Leftover<P>::of(depth);
   // Of pair i of the depth and vector c of columns.
-  const auto place = [&](int part, Index i, Index c) -> const uint16_t* {
+  const auto pairs_at = [&](int part, Index i, Index c) -> const uint16_t* {
     if (!leftover.joined() || 2 * i < leftover.first)
       return right.at(2 * i, c).p + part * right.part;
-    const LeftoverLayout layout = leftover.layout();
-    Index at = 0;
-    while (layout.right[at / leftover.places()][at % leftover.places()] != part) ++at;
-    return right.at(2 * i + at % leftover.places() * leftover.width, c).p +
-           at / leftover.places() * right.part;
+    const auto place = leftover.of_right(part);
+    return right.at(2 * i + place.at, c).p + place.panel * right.part;
   };
   for (Index c = 0; c < cols; c += Pairs::width) {
     float* const to = panels + c / kPairCols * panel + c % kPairCols;
@@ -451,7 +466,7 @@ void unpack_right(RightPairs right, Index depth, Index cols, float* panels, Inde
       auto lower = X::zero(), upper = X::zero();
       CATTN_UNROLL
       for (int p = kParts - 1; p >= 0; --p) {
-        const auto pairs = Pairs::load(place(p, i, c));
+        const auto pairs = Pairs::load(pairs_at(p, i, c));
         lower = X::add(lower, F::lower(pairs));
         upper = X::add(upper, F::upper(pairs));
       }
@@ -474,10 +489,8 @@ void unpack_left(LeftPairs left, Index rows, Index depth, float* panels, Index p
     for (int p = 0; p < kParts; ++p) {
       offset[p] = left.offset(p);
       if (!joined) continue;
-      const LeftoverLayout layout = leftover.layout();
-      Index at = 0;
-      while (layout.step[at / leftover.places()].left[at % leftover.places()] != p) ++at;
-      offset[p] = at / leftover.places() * left.part + at % leftover.places() * leftover.width;
+      const auto place = leftover.of_left(p);
+      offset[p] = place.panel * left.part + place.at;
     }
     for (Index r = 0; r < rows; ++r) {
       const Half* const from = reinterpret_cast<const Half*>(left.at(r, d).p);
