@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -138,6 +138,31 @@ CASES: list[Case] = [
 ]
 
 
+#: Instruction sets on which cattn is held against itself.
+BESIDE_ITSELF = (BEST, "avx512", "avx2")
+
+
+def _on(isa: str, cases: Iterable[Case]) -> list[Case]:
+    return [replace(case, isa=isa, quick=False) for case in cases]
+
+
+#: Cases whose times stand beside each other: measured in turn, cattn alone. What is measured
+#: minutes apart tells them less well apart than the machine's moods.
+COMPARISONS: list[list[Case]] = [
+    *(
+        [replace(case, threads=2, quick=False), replace(case, threads=1, quick=False)]
+        for case in (MAIN[0], MAIN[6])
+    ),
+    *(_on(isa, (MAIN[0], *HEAD_SIZES)) for isa in BESIDE_ITSELF),
+    *(
+        _on(isa, (MAIN[many], MAIN[one]))
+        for isa in ("avx512", "avx2")
+        for many, one in ((0, 5), (6, 10))
+    ),
+    *(_on(isa, LENGTHS) for isa in BESIDE_ITSELF),
+]
+
+
 def _best(case: Case, isas: Sequence[str]) -> str:
     """The fastest instruction set, by the name of the one that has its kernels."""
     best = isas[-1]
@@ -159,4 +184,16 @@ def select(
         filled = replace(case, isa=named, threads=team)
         if named in isas and team <= threads:
             chosen.setdefault(filled.key, filled)
+    return list(chosen.values())
+
+
+def select_comparisons(
+    wanted: Callable[[Case], bool], *, isas: Sequence[str], threads: int, isa: str | None = None
+) -> list[list[Case]]:
+    """Comparisons all of whose cases are wanted and can be run, filled in, each once."""
+    chosen: dict[tuple[tuple[str, str, int | None], ...], list[Case]] = {}
+    for comparison in COMPARISONS:
+        cases = select(filter(wanted, comparison), isas=isas, threads=threads, isa=isa)
+        if len(cases) == len(comparison):
+            chosen.setdefault(tuple(case.key for case in cases), cases)
     return list(chosen.values())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from cases import BEST, HEAD_SIZES, LENGTHS, MAIN, OTHERS, SMALL, Case
+from cases import BESIDE_ITSELF, BEST, HEAD_SIZES, LENGTHS, MAIN, SMALL, Case
 from results import Result, Run
 from table import format_ratio, markdown
 
@@ -28,8 +28,9 @@ class Relation:
 
     text: str
     isa: str
-    measure: Callable[[Run, str], float | None]
-    """Returns None where the run lacks a figure."""
+    cases: Sequence[Case]
+    measure: Callable[[Sequence[Result]], float]
+    """Of the results of these cases."""
     least: float = 0.0
     most: float = math.inf
 
@@ -69,49 +70,23 @@ FLOORS = [
 _PEERS = list(dict.fromkeys(peer for floor in FLOORS for peer in floor.ratios))
 
 
-def _rate_over(case: Case, other: Case) -> Callable[[Run, str], float | None]:
-    """The rate of one case over that of another."""
-
-    def measure(run: Run, isa: str) -> float | None:
-        one, two = _find(run, case, isa), _find(run, other, isa)
-        return one.rate / two.rate if one and two else None
-
-    return measure
+def _rate_over_slowest(results: Sequence[Result]) -> float:
+    """The rate of the last case over that of the slowest of the others."""
+    return results[-1].rate / min(result.rate for result in results[:-1])
 
 
-def _rate_over_slower(case: Case, others: list[Case]) -> Callable[[Run, str], float | None]:
-    """The rate of one case over that of the slowest of others."""
-
-    def measure(run: Run, isa: str) -> float | None:
-        ratios = [_rate_over(case, other)(run, isa) for other in others]
-        known = [ratio for ratio in ratios if ratio is not None]
-        return max(known) if len(known) == len(others) else None
-
-    return measure
+def _speedup(results: Sequence[Result]) -> float:
+    """How many times longer the last case takes than the first."""
+    return results[-1].cattn.median / results[0].cattn.median
 
 
-def _two_threads_over_one(case: Case) -> Callable[[Run, str], float | None]:
-    """How many times faster two threads are than one."""
-
-    def measure(run: Run, isa: str) -> float | None:
-        two, one = _find(run, case, isa, threads=2), _find(run, case, isa, threads=1)
-        return one.cattn.median / two.cattn.median if one and two else None
-
-    return measure
+def _unevenness(results: Sequence[Result]) -> float:
+    """The longest time per score over the shortest."""
+    times = [result.cattn.median / result.case.scores for result in results]
+    return max(times) / min(times)
 
 
-def _unevenness(cases: list[Case]) -> Callable[[Run, str], float | None]:
-    """The longest time per score over the shortest, among cases."""
-
-    def measure(run: Run, isa: str) -> float | None:
-        results = [_find(run, case, isa) for case in cases]
-        times = [r.cattn.median / r.case.scores for r in results if r]
-        return max(times) / min(times) if len(times) == len(cases) else None
-
-    return measure
-
-
-def _head_size_relation(case: Case, powers: list[Case]) -> Relation:
+def _head_size_relation(case: Case, powers: list[Case], isa: str) -> Relation:
     """Against the nearest power of two, or the slower one of two that are equally near."""
 
     def distance(power: Case) -> int:
@@ -122,40 +97,50 @@ def _head_size_relation(case: Case, powers: list[Case]) -> Relation:
     sizes = " and ".join(f"D{p.head_dim}" for p in nearest)
     against = f"the slower of {sizes}" if len(nearest) > 1 else sizes
     text = f"{case.name}: rate over that of {against}"
-    return Relation(text, BEST, _rate_over_slower(case, nearest), least=0.85)
+    return Relation(text, isa, [*nearest, case], _rate_over_slowest, least=0.85)
 
 
-def _head_size_relations() -> list[Relation]:
+def _head_size_relations(isa: str) -> list[Relation]:
     cases = sorted([_DENSE, *HEAD_SIZES], key=lambda case: case.head_dim)
     powers = [case for case in cases if case.head_dim in (32, 64, 128, 256)]
-    return [
-        _head_size_relation(c, powers) for c in cases if c.head_dim in (40, 72, 80, 96, 192, 256)
-    ]
+    sizes = (40, 72, 80, 96, 192, 256)
+    return [_head_size_relation(c, powers, isa) for c in cases if c.head_dim in sizes]
 
 
 RELATIONS = [
     *(
-        Relation(f"{long.name}: rate over that of H8 L2048", isa, _rate_over(long, many), least=0.9)
+        Relation(
+            f"{long.name}: rate over that of H8 L2048",
+            isa,
+            [many, long],
+            _rate_over_slowest,
+            least=0.9,
+        )
         for isa in ("avx512", "avx2")
-        for long, many in ((_LONG, _DENSE), (_LONG_BACK, _DENSE_BACK))
+        for many, long in ((_DENSE, _LONG), (_DENSE_BACK, _LONG_BACK))
     ),
     *(
         Relation(
             f"{case.name}: speed-up of two threads over one",
             BEST,
-            _two_threads_over_one(case),
+            [replace(case, threads=2), replace(case, threads=1)],
+            _speedup,
             least=1.9,
         )
-        for case in OTHERS
-        if case.threads == 1
+        for case in (_DENSE, _DENSE_BACK)
     ),
-    Relation(
-        f"L{LENGTHS[0].length} to L{LENGTHS[-1].length}: longest time per score over the shortest",
-        BEST,
-        _unevenness(LENGTHS),
-        most=1.1,
+    *(
+        Relation(
+            f"L{LENGTHS[0].length} to L{LENGTHS[-1].length}: "
+            "longest time per score over the shortest",
+            isa,
+            LENGTHS,
+            _unevenness,
+            most=1.1,
+        )
+        for isa in BESIDE_ITSELF
     ),
-    *_head_size_relations(),
+    *(relation for isa in BESIDE_ITSELF for relation in _head_size_relations(isa)),
 ]
 
 
@@ -183,10 +168,15 @@ def summary(run: Run) -> str:
 
 def _rows(run: Run) -> tuple[list[list[str]], list[list[str]]]:
     floors = [floor for floor in FLOORS if _applies(run, floor.isa)]
-    relations = [relation for relation in RELATIONS if _applies(run, relation.isa)]
+    # The best instruction set may be one that has relations of its own.
+    relations = {
+        (relation.text, _isa(run, relation.isa)): relation
+        for relation in RELATIONS
+        if _applies(run, relation.isa)
+    }
     return (
         [_floor_row(run, floor) for floor in floors],
-        [_relation_row(run, relation) for relation in relations],
+        [_relation_row(run, relation) for relation in relations.values()],
     )
 
 
@@ -201,7 +191,7 @@ def _verdict(met: list[bool | None]) -> str:
 
 
 def _floor_row(run: Run, floor: Floor) -> list[str]:
-    result = _find(run, floor.case, floor.isa)
+    result = _find(run, floor.case, floor.isa, run.results)
     share = run.share_of_peak(result) if result else None
     cells: list[str] = []
     met: list[bool | None] = []
@@ -229,7 +219,8 @@ def _beyond(share: float | None, ratio: float | None, least: float) -> str:
 
 
 def _relation_row(run: Run, relation: Relation) -> list[str]:
-    value = relation.measure(run, relation.isa)
+    results = _together(run, relation.cases, relation.isa)
+    value = relation.measure(results) if results else None
     met = None if value is None else relation.least <= value <= relation.most
     below = relation.most < math.inf
     limit = relation.most if below else relation.least
@@ -241,14 +232,21 @@ def _relation_row(run: Run, relation: Relation) -> list[str]:
     return [relation.text, _isa(run, relation.isa), f"{cell} {floor}", _verdict([met])]
 
 
-def _find(run: Run, case: Case, isa: str, threads: int | None = None) -> Result | None:
-    """The result of a case on an instruction set, with all cores unless `threads` is given."""
-    named = _isa(run, isa)
-    teams = [team for name, team in run.groups() if name == named]
-    for result in run.in_group(named, threads or max(teams, default=0)):
-        if result.case.name == case.name:
-            return result
+def _together(run: Run, cases: Sequence[Case], isa: str) -> list[Result] | None:
+    """Results of cases that had their turns in the same rounds; of a run without such, any."""
+    for results in run.comparisons or [run.results]:
+        found = [result for case in cases if (result := _find(run, case, isa, results))]
+        if len(found) == len(cases):
+            return found
     return None
+
+
+def _find(run: Run, case: Case, isa: str, results: Sequence[Result]) -> Result | None:
+    """The result of a case on an instruction set, with all cores unless it has its threads."""
+    named = _isa(run, isa)
+    teams = [r.case.threads or 0 for r in results if r.case.isa == named]
+    wanted = case.name, named, case.threads or max(teams, default=0)
+    return next((r for r in results if r.case.key == wanted), None)
 
 
 def _isa(run: Run, isa: str) -> str:

@@ -12,8 +12,8 @@ import statistics
 import sys
 import time
 import timeit
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ import peers
 from budget import MIN_ROUNDS, Budget
 from cases import Case
 from fma_peak import FmaPeak
+from peers import cattn
 from peers.base import Array, Inputs, Task, Unsupported
 from results import Result, Timing
 from table import format_time
@@ -42,9 +43,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="for the rounds of one case")
     parser.add_argument("--before", type=int, default=0, help="cases measured before these")
     parser.add_argument("--after", type=int, default=0, help="cases to come after these")
+    parser.add_argument("--in-turn", action="store_true", help="all cases in turn, cattn alone")
     arguments = parser.parse_args()
     cases = [Case(**json.loads(line)) for line in arguments.cases.read_text().splitlines()]
 
+    def save(result: Result) -> None:
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+
+    if arguments.in_turn:
+        for result in compare(cases, arguments.seconds):
+            save(result)
+        return
     libraries, missing = peers.load(["cattn", *filter(None, arguments.peers.split(","))])
     for name, reason in missing.items():
         _say(f"{name}: skipped, {reason}\n")
@@ -63,8 +73,7 @@ def main() -> None:
         result = measure(case, libraries, arguments.seconds, fma_peak, budget)
         result.skipped.update(missing)
         _say(f"{format_time(result.cattn.median)}\n")
-        with arguments.results.open("a") as file:
-            file.write(json.dumps(asdict(result)) + "\n")
+        save(result)
 
 
 def measure(
@@ -90,29 +99,68 @@ def measure(
         name: first[name] if first[name] > LONG_CALL else _once(task)
         for name, task in tasks.items()
     }
-    repeats = {name: max(1, round(SAMPLE / call)) for name, call in once.items()}
-    rounds_of = {
-        name: MIN_ROUNDS if budget.is_slow(name, once[name]) else MAX_ROUNDS for name in tasks
-    }
-    samples: dict[str, list[float]] = {name: [] for name in tasks}
+    turns = {name: Turns(task, once[name]) for name, task in tasks.items()}
+    for name, turn in turns.items():
+        if budget.is_slow(name, once[name]):
+            turn.most = MIN_ROUNDS
     peaks = []
-    rounds, end = 0, time.perf_counter() + seconds
-    while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < end):
+
+    def measure_peak() -> None:
         if fma_peak is not None:
             _wait_until_idle()
             peaks.append(fma_peak.measure(case.threads or 1))
-        for name, task in tasks.items():
-            if rounds < rounds_of[name]:
-                _wait_until_idle()
-                samples[name].append(_time(task, repeats[name]))
-        rounds += 1
 
-    timings = {}
-    for name, times in samples.items():
-        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        timings[name] = Timing(median, low, high, len(times), repeats[name], differences[name])
-        budget.record(name, case, median)
+    _take_turns(turns.values(), seconds, measure_peak)
+    timings = {name: turn.timing(differences[name]) for name, turn in turns.items()}
+    for name, timing in timings.items():
+        budget.record(name, case, timing.median)
     return Result(case, timings, skipped, max(peaks, default=None))
+
+
+def compare(cases: Sequence[Case], seconds: float) -> list[Result]:
+    """Time cattn in rounds, in each of which every case has its turn; so many seconds for each."""
+    turns = []
+    for number, case in enumerate(cases):
+        _say(f"[{number + 1}/{len(cases)}] {case.name}\n")
+        task = cattn.prepare(case, Inputs.random(case))
+        turns.append(Turns(task, _once(task)))
+    _take_turns(turns, seconds * len(cases), lambda: _say("."))
+    _say("\n")
+    return [
+        Result(case, {"cattn": turn.timing(0.0)}, {}, None)
+        for case, turn in zip(cases, turns, strict=True)
+    ]
+
+
+@dataclass
+class Turns:
+    """The samples of one task, whose call takes `once` seconds, in at most so many rounds."""
+
+    task: Task
+    once: float
+    most: int = MAX_ROUNDS
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def repeats(self) -> int:
+        """Calls of a sample."""
+        return max(1, round(SAMPLE / self.once))
+
+    def timing(self, difference: float) -> Timing:
+        """What the samples come to."""
+        low, median, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return Timing(median, low, high, len(self.samples), self.repeats, difference)
+
+
+def _take_turns(turns: Collection[Turns], seconds: float, begin_round: Callable[[], None]) -> None:
+    rounds, end = 0, time.perf_counter() + seconds
+    while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < end):
+        begin_round()
+        for turn in turns:
+            if rounds < turn.most:
+                _wait_until_idle()
+                turn.samples.append(_time(turn.task, turn.repeats))
+        rounds += 1
 
 
 def _time(task: Task, repeats: int) -> float:

@@ -68,6 +68,8 @@ class Run:
     date: str
     import_seconds: float | None = None
     results: list[Result] = field(default_factory=list)
+    comparisons: list[list[Result]] = field(default_factory=list)
+    """Of cattn alone: cases that had their turns in the same rounds."""
 
     @property
     def peers(self) -> list[str]:
@@ -110,7 +112,11 @@ class Run:
         """Read a run that `save` wrote."""
         data = json.loads(path.read_text())
         results = [Result.from_dict(result) for result in data.pop("results")]
-        return Run(**data, results=results)
+        comparisons = [
+            [Result.from_dict(result) for result in comparison]
+            for comparison in data.pop("comparisons", [])
+        ]
+        return Run(**data, results=results, comparisons=comparisons)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Times cattn beside other libraries and prints a Markdown table.
 
 python benchmarks/run.py --quick                        about two minutes
-python benchmarks/run.py --full                         everything, about half an hour
+python benchmarks/run.py --full                         everything, half an hour or more
 python benchmarks/run.py --full --peers torch,numpy     against these only
 python benchmarks/run.py --quick --isa avx2             cattn and peers held to AVX2
 python benchmarks/run.py --full --only D128             cases whose name contains D128
@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +24,7 @@ from cattn import _core
 import environment
 import machine
 import peers
-from cases import CASES, Case, select
+from cases import CASES, Case, select, select_comparisons
 from import_time import import_time
 from pages import page
 from results import Result, Run
@@ -38,12 +38,12 @@ def main() -> int:
     arguments = _arguments()
     isas = _core.available_isas()
     threads = arguments.threads or len(environment.allowed_cores())
-    wanted = [
-        case
-        for case in CASES
-        if (arguments.full or case.quick) and (arguments.only or "") in case.name
-    ]
-    cases = select(wanted, isas=isas, threads=threads, isa=arguments.isa)
+    machine_has = {"isas": isas, "threads": threads, "isa": arguments.isa}
+
+    def is_wanted(case: Case) -> bool:
+        return (arguments.full or case.quick) and (arguments.only or "") in case.name
+
+    cases = select(filter(is_wanted, CASES), **machine_has)
     if not cases:
         print("no case fits: see --only, --isa and --threads", file=sys.stderr)
         return 2
@@ -59,18 +59,26 @@ def main() -> int:
     finished, begun = True, 0
     for isa, team in dict.fromkeys((case.isa, case.threads or threads) for case in cases):
         group = [case for case in cases if (case.isa, case.threads) == (isa, team)]
-        held_to = isa if isa != isas[-1] else None
         print(f"\n{group_name(isa, team)}", file=sys.stderr)
         begun += len(group)
         place = ["--before", str(begun - len(group)), "--after", str(len(cases) - begun)]
         options = ["--peers", arguments.peers, "--seconds", str(seconds), *place]
-        results, completed = _measure(group, team, held_to, options)
+        results, finished = _measure(group, isas, options)
         run.results += results
         if out is not None:
             run.save(out)
-        if not completed:
-            finished = False
+        if not finished:
             break
+
+    comparisons = select_comparisons(is_wanted, **machine_has) if arguments.full else []
+    for comparison in comparisons if finished else []:
+        print(f"\ncattn beside itself, {comparison[0].isa}", file=sys.stderr)
+        results, finished = _measure(comparison, isas, ["--in-turn", "--seconds", str(seconds)])
+        if not finished:
+            break
+        run.comparisons.append(results)
+        if out is not None:
+            run.save(out)
 
     if run.results:
         print(f"\n{page(run, with_goals=arguments.full)}")
@@ -80,9 +88,11 @@ def main() -> int:
 
 
 def _measure(
-    cases: Iterable[Case], threads: int, held_to: str | None, options: Sequence[str]
+    cases: Sequence[Case], isas: Sequence[str], options: Sequence[str]
 ) -> tuple[list[Result], bool]:
-    """Run measure.py on cases of one instruction set and team; what it got to is kept."""
+    """Run measure.py on cases of one instruction set; what it got to is kept."""
+    threads, isa = max(case.threads or 1 for case in cases), cases[0].isa
+    held_to = isa if isa != isas[-1] else None
     with tempfile.TemporaryDirectory() as folder, environment.pinned(threads):
         todo, done = Path(folder) / "cases", Path(folder) / "results"
         todo.write_text("".join(json.dumps(asdict(case)) + "\n" for case in cases))

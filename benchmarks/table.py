@@ -39,6 +39,7 @@ def tables(run: Run) -> str:
     for isa, threads in run.groups():
         title = f"### {group_name(isa, threads)}: {_peak(run.fma_peaks(isa, threads))}"
         parts.append(f"{title}\n\n{table(run, run.in_group(isa, threads))}")
+    parts += map(comparison_table, run.comparisons)
     parts.append("\n".join(_scaling(run) + _differences(run) + _skips(run)))
     return "\n\n".join(parts)
 
@@ -47,6 +48,14 @@ def table(run: Run, results: Sequence[Result]) -> str:
     """One row for each of some results."""
     header = ["case", "cattn", "±", "GFLOP/s", "of peak", *(f"vs {peer}" for peer in run.peers)]
     return markdown(header, [_row(run, result) for result in results])
+
+
+def comparison_table(results: Sequence[Result]) -> str:
+    """Return cattn's times of cases that had their turns in the same rounds."""
+    title = f"### cattn beside itself: {results[0].case.isa}, case by case in each round"
+    header = ["case", "threads", "cattn", "±", "GFLOP/s"]
+    rows = [[result.case.name, str(result.case.threads), *_own(result)] for result in results]
+    return f"{title}\n\n{markdown(header, rows)}"
 
 
 def group_name(isa: str, threads: int) -> str:
@@ -65,11 +74,18 @@ def _row(run: Run, result: Result) -> list[str]:
     share = run.share_of_peak(result)
     return [
         result.case.name,
-        format_time(result.cattn.median),
-        f"{result.cattn.spread:.0%}",
-        f"{result.rate / 1e9:.0f}" if result.rate >= 1e10 else f"{result.rate / 1e9:.1f}",
+        *_own(result),
         "–" if share is None else f"{share:.0%}",
         *(format_ratio(ratio) if (ratio := result.speedup(peer)) else "–" for peer in run.peers),
+    ]
+
+
+def _own(result: Result) -> list[str]:
+    rate = result.rate / 1e9
+    return [
+        format_time(result.cattn.median),
+        f"{result.cattn.spread:.0%}",
+        f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}",
     ]
 
 

@@ -20,7 +20,7 @@ SYNTHETIC = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from cases import CASES, select
+from cases import CASES, select, select_comparisons
 from results import Result, Run, Timing
 
 def timing(seconds):
@@ -30,13 +30,19 @@ isas = ["generic", "avx2", "avx512"]
 machine = {"cpu": "Some CPU 1", "cores": 2, "isas": isas, "load": 0.0, "memory_gb": 8.0,
            "system": "Linux", "python": "3", "versions": {"torch": "2.13.0", "openvino": "2026.4"}}
 run = Run(machine, "2026-01-01")
-for case in select(CASES, isas=isas, threads=2):
+
+def result(case, ratios):
     seconds = case.flops / 45e9 / case.threads
-    timings = {"cattn": 1.0, "torch": 3.0, "openvino": 2.0}
+    timings = {name: timing(seconds * ratio) for name, ratio in ratios.items()}
+    return Result(case, timings, {}, 50e9 * case.threads)
+
+for case in select(CASES, isas=isas, threads=2):
+    ratios = {"cattn": 1.0, "torch": 3.0, "openvino": 2.0}
     if case.direction == "backward":
-        del timings["openvino"]
-    timings = {name: timing(seconds * ratio) for name, ratio in timings.items()}
-    run.results.append(Result(case, timings, {}, 50e9 * case.threads))
+        del ratios["openvino"]
+    run.results.append(result(case, ratios))
+for cases in select_comparisons(lambda case: True, isas=isas, threads=2):
+    run.comparisons.append([result(case, {"cattn": 1.0}) for case in cases])
 run.save(Path(sys.argv[2]))
 """
 
@@ -64,24 +70,36 @@ class Changed:
         self.path = path
         self.data = json.loads(ideal.read_text())
 
-    def result(self, isa="avx512", threads=2, direction="forward", **fields):
-        """The one float32 result, of highest precision, with these fields."""
+    def found(self, results, isa="avx512", threads=2, direction="forward", **fields):
+        """The float32 results of highest precision with these fields."""
         fields = {
             "causal": False, "batch": 1, "kv_heads": None, "dtype": "float32",
             "precision": "highest", "isa": isa, "threads": threads,
             "direction": direction, **fields,
         }  # fmt: skip
-        (found,) = [
+        return [
             result
-            for result in self.data["results"]
+            for result in results
             if all(result["case"][name] == value for name, value in fields.items())
         ]
+
+    def result(self, **fields):
+        (found,) = self.found(self.data["results"], **fields)
         return found
 
     def slow_down(self, factor, library="cattn", **fields):
-        timing = self.result(**fields)["timings"][library]
-        for name in ("median", "low", "high"):
-            timing[name] *= factor
+        self._slow_down([self.result(**fields)], factor, library)
+
+    def slow_down_beside_itself(self, factor, **fields):
+        results = [result for results in self.data["comparisons"] for result in results]
+        self._slow_down(self.found(results, **fields), factor, "cattn")
+
+    @staticmethod
+    def _slow_down(results, factor, library):
+        assert results
+        for result in results:
+            for name in ("median", "low", "high"):
+                result["timings"][library][name] *= factor
 
     def rows(self):
         """Rows of the goals' tables by (work, instruction set): the other cells."""
@@ -144,7 +162,6 @@ def test_what_was_not_measured(changed):
     found = verdicts(changed.rows())
     missing = {work for (work, isa), verdict in found.items() if verdict == "not measured"}
     assert {"forward H8 L2048 D64", "forward H8 L2048 D64 causal"} <= missing
-    assert "forward H8 L2048 D64: speed-up of two threads over one" in missing
     assert found["forward H8 L2048 D64", "avx2"] == "yes"
     assert "no" not in found.values()
 
@@ -173,15 +190,43 @@ def test_what_was_not_measured(changed):
     ],
 )
 def test_a_relation_that_does_not_hold(changed, fields, factor, work):
-    changed.slow_down(factor, **fields)
+    changed.slow_down_beside_itself(factor, **fields)
     found = verdicts(changed.rows())
     assert found[work, "avx512"] == "no"
     assert list(found.values()).count("no") == 1
 
 
+def test_relations_are_of_what_was_measured_in_turn(changed):
+    size = {**MAIN, "head_dim": 40}
+    changed.slow_down(2.0, **size)  # minutes away from the others
+    work = "forward H8 L2048 D40: rate over that of D32"
+    assert changed.rows()[work, "avx512"] == ["1.00 (≥ 0.85)", "yes"]
+    changed.data["comparisons"] = []  # nothing better is known
+    assert changed.rows()[work, "avx512"] == ["0.50 (≥ 0.85)", "no"]
+    assert changed.rows()[work, "avx2"] == ["– (≥ 0.85)", "not measured"]
+    del changed.data["comparisons"]
+    assert changed.rows()[work, "avx512"] == ["0.50 (≥ 0.85)", "no"]
+
+
+def test_what_is_related_is_measured_in_turn():
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dataclasses import replace
+from cases import COMPARISONS
+from floors import RELATIONS
+
+assert RELATIONS
+for relation in RELATIONS:
+    wanted = {replace(case, isa=relation.isa).key for case in relation.cases}
+    assert any(wanted <= {case.key for case in cases} for cases in COMPARISONS), relation
+"""
+    assert_ran(run_python(code, str(BENCHMARKS)))
+
+
 def test_a_head_size_between_two_is_held_to_the_slower(changed):
-    changed.slow_down(1.8, **{**MAIN, "head_dim": 128})
-    changed.slow_down(2.0, **{**MAIN, "head_dim": 96})
+    changed.slow_down_beside_itself(1.8, **{**MAIN, "head_dim": 128})
+    changed.slow_down_beside_itself(2.0, **{**MAIN, "head_dim": 96})
     work = "forward H8 L2048 D96: rate over that of the slower of D64 and D128"
     assert changed.rows()[work, "avx512"] == ["0.90 (≥ 0.85)", "yes"]
 
@@ -197,6 +242,19 @@ def test_a_small_run(tmp_path):
     assert set(result["timings"]) == {"cattn", "numpy"}
     assert all(0 < timing["median"] < 1 for timing in result["timings"].values())
     assert result["timings"]["numpy"]["difference"] < 1e-5
+
+
+def test_cases_in_turn(tmp_path):
+    cases, results = tmp_path / "cases", tmp_path / "results"
+    fields = {"direction": "forward", "heads": 1, "head_dim": 64}
+    lines = [{**fields, "length": length, "threads": n} for length, n in ((64, 2), (128, 1))]
+    cases.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert_ran(benchmark("measure.py", cases, results, "--in-turn", "--seconds", 0.1))
+    found = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [result["case"]["length"] for result in found] == [64, 128]
+    timings = [result["timings"]["cattn"] for result in found]
+    assert timings[0]["rounds"] == timings[1]["rounds"] >= 3
+    assert 0 < timings[0]["median"] < timings[1]["median"] < 1
 
 
 def test_no_case_fits():
@@ -257,7 +315,9 @@ def test_the_readme_is_written_from_a_file(ideal, tmp_path):
         assert f'src="docs/images/{name}"' in text
         assert (images / name).read_bytes()[1:4] == b"PNG"
     assert "memory_against_length" not in text  # there is no such file
-    assert "### avx2, 2 threads" in ideal.with_suffix(".md").read_text()
+    page = ideal.with_suffix(".md").read_text()
+    assert "### avx2, 2 threads" in page
+    assert "### cattn beside itself: avx2" in page
 
     readme.write_text("no markers\n")
     assert benchmark("report.py", ideal, "--readme", readme).returncode != 0

@@ -1,6 +1,8 @@
 """Keys that have their turn in units of 32 or 64, beside the products of others (AMX): sizes that
 straddle the units, their chunks, groups of rows and panels of values."""
 
+import dataclasses
+
 import bounds
 import numpy as np
 import pytest
@@ -39,6 +41,39 @@ def test_half(case, half, record):
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 def test_gradients(case, record):
     check_backward(case, np.dtype(np.float32), record)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(70, 3400, 64, 64),
+        Case(300, 3400, 64, 64, hq=2, causal=True, causal_offset=3100),
+        Case(33, 3400, 64, 64, window=(2900, 100), causal_offset=3300),
+        Case(140, 1800, 128, 96),
+        Case(140, 1800, 128, 128, causal=True, causal_offset=1660),
+        Case(40, 2200, 260, 140),
+    ],
+    ids=range(6),
+)
+def test_keys_that_do_not_stay_in_the_cache(case, precision, record):
+    """More than 1.6 MB of them: multiply-adds fetch them ahead, and AMX with three parts, which
+    takes fewer at a time then; but not what is as large as in the last case."""
+    check_forward(dataclasses.replace(case, precision=precision), np.dtype(np.float32), record)
+
+
+@pytest.mark.parametrize(("keys", "head_dim"), [(1100, 128), (3400, 96)])
+def test_the_size_of_other_rows_does_not_tell(keys, head_dim):
+    """Large numbers in one row of a block take another way through the kernels."""
+    rng = np.random.default_rng(5)
+    q, k, v = (
+        rng.standard_normal((1, length, head_dim), dtype=np.float32) for length in (96, keys, keys)
+    )
+    large = q.copy()
+    large[:, ::8] *= 10
+    same = np.arange(96) % 8 != 0
+    ours, beside_large = (cattn.attention(x, k, v)[:, same] for x in (q, large))
+    np.testing.assert_array_equal(ours.view(np.uint8), beside_large.view(np.uint8))
 
 
 # Weights of so few keys that they are one block are rounded with maxima, which a mask does not

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import cattn
@@ -18,12 +21,27 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     if case.precision != "highest":
         options["precision"] = case.precision
     if case.direction == "forward":
-        return Task(lambda: cattn.attention(q, k, v, **options), lambda out: (in_numpy(out),))
+        return Task(
+            lambda: cattn.attention(q, k, v, **options),
+            lambda out: (in_numpy(out),),
+            partial(_threads, case),
+        )
     saved = cattn.attention(q, k, v, **options, return_lse=True)
     return Task(
         lambda: cattn.attention_backward(dout, q, k, v, saved.out, saved.lse, **options),
         lambda grads: tuple(in_numpy(x) for x in (grads.dq, grads.dk, grads.dv)),
+        partial(_threads, case),
     )
+
+
+@contextmanager
+def _threads(case: Case) -> Iterator[None]:
+    before = cattn.get_num_threads()
+    cattn.set_num_threads(case.threads)
+    try:
+        yield
+    finally:
+        cattn.set_num_threads(before)
 
 
 def in_numpy(x: Array) -> Array:

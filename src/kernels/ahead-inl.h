@@ -1,5 +1,7 @@
 // Memory that is wanted soon is fetched into the L2 cache line by line, beside other work.
 
+constexpr Index kLine = 64;
+
 // Rows of which some lines are not fetched yet.
 class RowsAhead {
  public:
@@ -28,12 +30,12 @@ class RowsAhead {
  private:
   template <class S>
   static constexpr Index kSize = sizeof(S);
-  static constexpr Index kLine = 64;
   const char* line_ = nullptr;
   Index lines_of_row_ = 0, to_next_row_ = 0, lines_left_ = 0, rows_left_ = 0;
 };
 
-// What a forward task will touch next: its outputs, then the queries of the next task.
+// What a forward task will touch next: its outputs, then the queries of the next task; and key
+// blocks that do not stay in the L2 cache from one task to the next.
 class ForwardAhead {
  public:
   template <class S>
@@ -43,10 +45,32 @@ class ForwardAhead {
     ahead.next_q_ = {static_cast<const S*>(t.next_q), t.rows, t.q.row_stride, t.head_dim};
     return ahead;
   }
-  CATTN_INLINE void fetch() {
+  // Fetches a line of rows.
+  CATTN_INLINE void fetch_rows() {
     if (!out_.fetch()) next_q_.fetch();
   }
 
+  // Key blocks whose turn is in so many calls of step().
+  CATTN_INLINE void expect(const char* keys, Index key_bytes, const char* values, Index value_bytes,
+                           Index steps) {
+    keys_ = {keys, in_steps_of(key_bytes, steps * kLine) * kLine};
+    values_ = {values, in_steps_of(value_bytes, steps * kLine) * kLine};
+  }
+  // Fetches the share of one call of the key blocks.
+  CATTN_INLINE void step() {
+    keys_.step();
+    values_.step();
+  }
+
  private:
+  // So many bytes a step, of which up to a line is from behind the end: no matter.
+  struct BytesAhead {
+    const char* p = nullptr;
+    Index of_step = 0;
+    CATTN_INLINE void step() {
+      for (const char* const end = p + of_step; p < end; p += kLine) __builtin_prefetch(p, 0, 2);
+    }
+  };
   RowsAhead out_, next_q_;
+  BytesAhead keys_, values_;
 };

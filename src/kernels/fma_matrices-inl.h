@@ -2,15 +2,17 @@
 // kernels are templates of this class; pair_matrices-inl.h is another like it.
 
 // out += tile * value of one block; where value holds a NaN or inf, masked elements are left out.
-template <class T>
+// beside.step() before each row tile.
+template <class T, class Beside = NothingBeside>
 CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const T* value,
-                                   bool finite, Index value_dim, T* out) {
+                                   bool finite, Index value_dim, T* out, Beside&& beside = {}) {
   using Tiles = typename Tile::Forward<T>;
   constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
   const LeftRows<T, key_block> left{tile};
   if (finite) {
-    accumulate_panels<T>(left, block.rows, value, key_block, value_dim, out, query_block,
-                         [&](Index r, Index count) { return block.columns(r, count); });
+    accumulate_panels<T>(
+        left, block.rows, value, key_block, value_dim, out, query_block,
+        [&](Index r, Index count) { return block.columns(r, count); }, beside);
     return;
   }
   for (Index r = 0; r < block.rows; ++r) {
@@ -40,6 +42,8 @@ struct FmaMatrices {
   static constexpr int weight_exponent = 0;      // of what rounded weights are multiplied by
   // See PairMatrices.
   static constexpr bool rounds_at_once = false, sums_afresh = false, pipelines = false;
+  // Whether the forward fetches key blocks of long sequences ahead.
+  static constexpr bool fetches_blocks = true;
   static constexpr Index row_padding = Tile::rows / 3;  // row tiles may reach up to a multiple
   // Rows that are taken from scores to outputs at a time, and whether probabilities are computed
   // while the scores are in registers.
@@ -83,19 +87,26 @@ struct FmaMatrices {
     CATTN_INLINE Forward(const ForwardTask& t, const PackedQueries<T>&, T* query, T*, void*)
         : t_(t), query_(query) {}
 
+    // How often scores() and accumulate() together call beside.step(), if all is attended.
+    static Index fetches_of_block(Index rows, Index value_dim) {
+      const Index panels = Tiles::key_block / kPanel<T> + in_steps_of(value_dim, kPanel<T>);
+      return in_steps_of(rows, Tile::rows) * panels;
+    }
     // Q K^T, tile by tile to `finish`. Returns whether maxima are there, of row_tiles.
     // `row` is the block's first row of the query block.
-    template <class Finish>
-    CATTN_INLINE bool scores(const ScoreBlock& block, Index row, const char* key, Finish finish) {
+    template <class Finish, class Beside>
+    CATTN_INLINE bool scores(const ScoreBlock& block, Index row, const char* key, Finish finish,
+                             Beside& beside) {
       block_products<T>(block, query_ + row * kPanel<T>, Tiles::query_block,
-                        reinterpret_cast<const T*>(key), t_.head_dim, finish);
+                        reinterpret_cast<const T*>(key), t_.head_dim, finish, beside);
       return true;
     }
     // out += tile * value
+    template <class Beside>
     CATTN_INLINE void accumulate(const ScoreBlock& block, const T* tile, const char* value,
-                                 uint8_t flags, T* out) {
+                                 uint8_t flags, T* out, Beside& beside) {
       accumulate_block(block, tile, reinterpret_cast<const T*>(value), (flags & kBlockFinite) != 0,
-                       t_.value_dim, out);
+                       t_.value_dim, out, beside);
     }
     void accumulate_kept(const ScoreBlock&, const char*, T*, bool) {}
     void add_kept_sums(const ScoreBlock&, T*) {}

@@ -231,21 +231,41 @@ CATTN_INLINE bool all_split(const Matrices& matrices, const ForwardTask& t, Inde
 }
 
 constexpr Index kBytesInL2 = 3 << 18;  // of keys and values
-constexpr Index kBlocksPerSum = 4;     // longer ones grow less accurate
+// More than this does not stay in the L2 cache until the next task.
+constexpr Index kMostBytesInL2 = 25 << 16;
+// So much may come while as much is in use.
+constexpr Index kMostBytesAhead = 1 << 19;
+constexpr Index kBlocksPerSum = 4;  // longer ones grow less accurate
 
 // The same for groups of M::row_group rows of `rows`, f(group, its first row, terms, index), as far
 // as they attend something of a block, and finish(its first row) before another group has its turn.
 // A group's outputs stay in the L1 cache for several key blocks, and the key blocks in the L2 cache
-// for all groups.
+// for all groups. If M::fetches_blocks, those that do not stay there from task to task are fetched
+// ahead, where f calls ahead.step(): `fetches` times for all groups and one key block.
 template <class M, class F, class Finish>
-CATTN_INLINE void for_row_groups(const ForwardTask& t, Index block_bytes, Range rows, F f,
+CATTN_INLINE void for_row_groups(const ForwardTask& t, Index key_bytes, Index value_bytes,
+                                 Range rows, ForwardAhead& ahead, Index fetches, F f,
                                  Finish finish) {
   using T = typename M::T;
-  const Index in_l2 = larger(kBytesInL2 / block_bytes, 1);
-  const Index at_a_time = M::sums_afresh ? smaller(in_l2, kBlocksPerSum) : in_l2;
+  const Index block_bytes = key_bytes + value_bytes;
   const Range all = attended_blocks<T>(t);
+  // A block that all rows attend at once has its turn only once. If there are several groups, two
+  // blocks at least are to find room: each time their outputs pass through the caches.
+  constexpr bool once = M::row_group == Tile::template Forward<T>::query_block;
+  const bool is_long = M::fetches_blocks && (once ? 1 : 2) * block_bytes <= kMostBytesAhead &&
+                       (all.end - all.begin) * block_bytes > kMostBytesInL2;
+  Index at_a_time = larger((is_long ? kMostBytesAhead : kBytesInL2) / block_bytes, 1);
+  if (is_long && once) at_a_time = 1;
+  if (M::sums_afresh) at_a_time = smaller(at_a_time, kBlocksPerSum);
   for (Index first = all.begin; first < all.end; first += at_a_time) {
     const Range blocks{first, smaller(first + at_a_time, all.end)};
+    if (is_long && fetches > 0) {  // behind the last ones the first ones, for the next task
+      const Index next = blocks.end < all.end ? blocks.end : all.begin;
+      const Index now = blocks.end - blocks.begin, count = smaller(now, all.end - next);
+      const Index index = next - t.first_block;
+      ahead.expect(t.keys + index * key_bytes, count * key_bytes, t.values + index * value_bytes,
+                   count * value_bytes, fetches * now);
+    }
     for (Index row = rows.begin; row < rows.end; row += M::row_group) {
       for_key_blocks<T>(t, blocks,
                         [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
@@ -355,7 +375,7 @@ struct StoreBoundedProbabilities {
 // The loop over key blocks, shared by all types in memory.
 template <class M, class T = typename M::T>
 [[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch,
-                              const PackedQueries<T>& queries, const ForwardAhead& ahead) {
+                              const PackedQueries<T>& queries, ForwardAhead ahead) {
   using Tiles = typename Tile::Forward<T>;
   constexpr Index key_block = Tiles::key_block;
   constexpr Tiling tiling{Tiles::query_block, key_block};
@@ -396,7 +416,8 @@ template <class M, class T = typename M::T>
         ForwardPipeline<M, Rows, kHeadSteps, kValueVectors, decltype(begin_outputs)> pipeline(
             t, scratch, matrices, factor, ahead, begin_outputs);
         for_row_groups<M>(
-            t, key_bytes + value_bytes, {0, rows_in_pipeline},
+            t, key_bytes, value_bytes, {0, rows_in_pipeline}, pipeline.ahead(),
+            pipeline.fetches_of_block(rows_in_pipeline),
             [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
               pipeline.add(block, terms, row, t.keys + index * key_bytes,
                            t.values + index * value_bytes);
@@ -419,7 +440,8 @@ template <class M, class T = typename M::T>
     }
   }
   for_row_groups<M>(
-      t, key_bytes + value_bytes, {rows_in_pipeline, t.rows},
+      t, key_bytes, value_bytes, {rows_in_pipeline, t.rows}, ahead,
+      M::Forward::fetches_of_block(t.rows, t.value_dim),
       [&](const ScoreBlock& block, Index row, const ScoreTerms& terms, Index index) {
         ForwardScratch<T> rows = scratch.from(row);
         if (!has_more) rows.out_more = nullptr;
@@ -431,12 +453,12 @@ template <class M, class T = typename M::T>
             if (bounded) {
               matrices.scores(
                   block, row, key,
-                  StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices});
+                  StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices}, ahead);
               return;
             }
           }
-          const bool has_maxima =
-              matrices.scores(block, row, key, StoreScores<T, key_block>{rows.score, rows.maximum});
+          const bool has_maxima = matrices.scores(
+              block, row, key, StoreScores<T, key_block>{rows.score, rows.maximum}, ahead);
           matrices.settle();
           if constexpr (!M::rounds_weights) {
             if (bounded) {
@@ -475,7 +497,7 @@ template <class M, class T = typename M::T>
           }
         } else {
           clear_new_outputs(row);
-          matrices.accumulate(block, rows.score, value, flags, rows.out);
+          matrices.accumulate(block, rows.score, value, flags, rows.out, ahead);
         }
       },
       add_more);
@@ -515,9 +537,10 @@ void weights(const WeightsTask& task) {
   const auto queries = M::Forward::template pack_queries<S>(t, scratch.query, scratch.end);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
   typename M::Forward matrices(t, queries, scratch.query, scratch.score, scratch.end);
+  NothingBeside nothing;
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index index) {
     matrices.scores(block, 0, t.keys + index * key_bytes,
-                    StoreScores<T, key_block>{scratch.score, nullptr});
+                    StoreScores<T, key_block>{scratch.score, nullptr}, nothing);
     matrices.settle();
     for (Index r = 0; r < t.rows; ++r) {
       const T row_lse = lse[r * t.lse_stride];

@@ -9,8 +9,8 @@
 // of the unit before, which are multiplied with its values, some columns for each chunk. All of
 // that is to stay in the L1 cache.
 
-// A line of memory ahead is fetched for so many rows.
-constexpr int kRowsPerLine = 4;
+// Memory ahead is fetched for so many rows at a time.
+constexpr int kRowsPerFetch = 4;
 
 // Weights that are rounded at once, and summed as rounded.
 template <class M, Index kKeys>
@@ -30,7 +30,7 @@ class RoundedRows {
       : round_(factor), s_(s), p_(weights.p), sum_(rows.weight_sum), ahead_(ahead) {}
   CATTN_INLINE void step() {
     if (left_ <= 0) return;
-    if (left_ % kRowsPerLine == 0) ahead_.fetch();
+    if (left_ % kRowsPerFetch == 0) ahead_.fetch_rows();
     --left_;
     const Keeper keeper{{p_, M::row_group * kPanel<T>, 0}};
     X::store(sum_, round_(s_, {0, kKeys}, one_, keeper, X::load(sum_)));
@@ -85,7 +85,10 @@ class ExactRows {
 
  private:
   CATTN_INLINE void next() {
-    if (left_ % kRowsPerLine == 0) ahead_.fetch();
+    if (left_ % kRowsPerFetch == 0) {
+      ahead_.fetch_rows();
+      if constexpr (M::fetches_blocks) ahead_.step();
+    }
     --left_;
     auto to = to_;
     auto total = X::load(sum_);
@@ -146,6 +149,11 @@ class ForwardPipeline {
  public:
   static constexpr Index key_block = Tile::template Forward<T>::key_block;
   static_assert(key_block % unit_keys == 0);
+  // How often key blocks ahead have their turn while so many rows attend one.
+  CATTN_INLINE static Index fetches_of_block(Index rows) {
+    static_assert(!M::fetches_blocks || unit_keys == kPanel<T>);  // one chunk
+    return key_block / unit_keys * rows / kRowsPerFetch;
+  }
 
   CATTN_INLINE ForwardPipeline(const ForwardTask& t, const ForwardScratch<T>& scratch,
                                Matrices& matrices, T factor, const ForwardAhead& ahead, Begin begin)
@@ -157,6 +165,8 @@ class ForwardPipeline {
         ahead_(ahead),
         head_steps_{M::operand_steps(t.head_dim)},
         value_vectors_{in_steps_of(t.value_dim, X::width)} {}
+
+  CATTN_INLINE ForwardAhead& ahead() { return ahead_; }
 
   // A key block for a group of rows from `row` on.
   CATTN_INLINE void add(const ScoreBlock& block, const ScoreTerms& terms, Index row,

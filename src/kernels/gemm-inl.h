@@ -196,15 +196,18 @@ void accumulate_skipping(Left left, Index rows, const T* right, Index right_rows
 
 // All panels of a product: c (c_rows, cols) += left (rows, depth range) times right, row tile by
 // row tile. depth_range(r, kRows) gives the k that can be nonzero in those rows.
-// The panel is the outer loop: it stays in L1 while the rows of `left` pass by.
-template <class T, class Left, class DepthRange>
+// The panel is the outer loop: it stays in L1 while the rows of `left` pass by. beside.step()
+// before each tile.
+template <class T, class Left, class DepthRange, class Beside = NothingBeside>
 CATTN_INLINE void accumulate_panels(Left left, Index rows, const T* right, Index right_rows,
-                                    Index cols, T* c, Index c_rows, DepthRange depth_range) {
+                                    Index cols, T* c, Index c_rows, DepthRange depth_range,
+                                    Beside&& beside = {}) {
   for (Index col = 0; col < cols; col += kPanel<T>) {
     const bool narrow = cols - col <= kPanel<T> - Vec<T>::width;
     for_row_tiles(rows, [&]<int kRows>(Index r) {
       const auto [begin, end] = depth_range(r, kRows);
       if (begin >= end) return;
+      beside.step();
       if (narrow) {
         accumulate_product<T, kRows, Tile::vectors - 1>(
             left.at(r, begin), right + begin * kPanel<T>, end - begin, c + r * kPanel<T>);

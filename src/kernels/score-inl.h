@@ -243,16 +243,18 @@ struct StoreScores {
 };
 
 // The products of a block, left right^T, tile by tile and only in columns_of(row, count). `left` is
-// in panels of left_rows rows, `right` packed transposed.
-template <class T, class Finish, class ColumnsOf>
+// in panels of left_rows rows, `right` packed transposed. beside.step() before each tile.
+template <class T, class Finish, class Beside, class ColumnsOf>
 CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index left_rows,
-                                 const T* right, Index depth, Finish finish, ColumnsOf columns_of) {
+                                 const T* right, Index depth, Finish finish, Beside&& beside,
+                                 ColumnsOf columns_of) {
   const Range all = block.columns(0, block.rows);
   const Index first = all.begin / kPanel<T> * kPanel<T>;
   for (Index c = first; c < all.end; c += kPanel<T>) {
     for_row_tiles(block.rows, [&]<int kRows>(Index r) {
       const Range columns = columns_of(r, kRows);
       if (c >= columns.end || c + kPanel<T> <= columns.begin) return;
+      beside.step();
       typename Vec<T>::V tile[kRows][Tile::vectors];
       product_of_panels<T>(left + r * kPanel<T>, left_rows * kPanel<T>, right + c * depth, depth,
                            tile);
@@ -262,9 +264,9 @@ CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index l
 }
 
 // In the columns that some row of the tile attends.
-template <class T, class Finish>
+template <class T, class Finish, class Beside = NothingBeside>
 CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index left_rows,
-                                 const T* right, Index depth, Finish finish) {
-  block_products<T>(block, left, left_rows, right, depth, finish,
+                                 const T* right, Index depth, Finish finish, Beside&& beside = {}) {
+  block_products<T>(block, left, left_rows, right, depth, finish, beside,
                     [&](Index r, Index count) { return block.columns(r, count); });
 }
