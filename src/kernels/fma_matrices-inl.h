@@ -87,8 +87,10 @@ struct FmaMatrices {
     CATTN_INLINE Forward(const ForwardTask& t, const PackedQueries<T>&, T* query, T*, void*)
         : t_(t), query_(query) {}
 
-    // How often scores() and accumulate() together call beside.step(), if all is attended.
+    // How often scores() and accumulate() together call beside.step(), if all is attended. Of few
+    // rows there is too little work to fetch a block beside it.
     static Index fetches_of_block(Index rows, Index value_dim) {
+      if (rows < 4 * Tile::rows) return 0;
       const Index panels = Tiles::key_block / kPanel<T> + in_steps_of(value_dim, kPanel<T>);
       return in_steps_of(rows, Tile::rows) * panels;
     }
