@@ -10,9 +10,10 @@ CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const
   constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
   const LeftRows<T, key_block> left{tile};
   if (finite) {
+    const AttendedTiles attended(block);
     accumulate_panels<T>(
         left, block.rows, value, key_block, value_dim, out, query_block,
-        [&](Index r, Index count) { return block.columns(r, count); }, beside);
+        [&](Index r, Index count) { return attended.columns(r, count); }, beside);
     return;
   }
   for (Index r = 0; r < block.rows; ++r) {
@@ -130,7 +131,7 @@ struct FmaMatrices {
    public:
     static Index scratch_bytes(Index, Index) { return 0; }
     CATTN_INLINE Backward(const BackwardTask& t, const ScoreBlock& block, void*)
-        : t_(t), block_(block), skips_(hides_some(t, block)) {}
+        : t_(t), attended_(block), skips_(hides_some(t, block)) {}
 
     // Q K^T and dO V^T, tile by tile to `finish`.
     // `group` is some of the block's rows, from `row` on.
@@ -165,7 +166,7 @@ struct FmaMatrices {
         return;
       }
       accumulate_panels<T>(left, t_.rows, key_rows, key_block, t_.head_dim, dq, query_block,
-                           [&](Index r, Index count) { return block_.columns(r, count); });
+                           [&](Index r, Index count) { return attended_.columns(r, count); });
     }
 
    private:
@@ -176,11 +177,11 @@ struct FmaMatrices {
         return;
       }
       accumulate_panels<T>(left, t_.cols, right, query_block, cols, sum, key_block,
-                           [&](Index c, Index count) { return block_.rows_of(c, count); });
+                           [&](Index c, Index count) { return attended_.rows_of(c, count); });
     }
 
     const BackwardTask& t_;
-    const ScoreBlock& block_;
+    const AttendedTiles attended_;
     const bool skips_;
   };
 };

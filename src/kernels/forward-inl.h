@@ -289,6 +289,8 @@ struct StoreBoundedProbabilities {
   const ScoreTerms& terms;
   T factor;  // what brings the products to units of log2(e): 1 if it is in the queries
   typename M::Forward& matrices;
+  const bool plain = is_plain(terms);
+  const bool all = plain && block.full(0, block.rows, 0, round_up(block.cols, kPanel<T>));
 
   // kPlain: the score is not -inf.
   template <bool kPlain = false>
@@ -326,8 +328,7 @@ struct StoreBoundedProbabilities {
   CATTN_INLINE void operator()(typename X::V (&tile)[kRows][kVectors], Index r, Index c,
                                Range columns) const {
     static_assert(!kKeep, "what is kept comes from rows()");
-    const bool plain = is_plain(terms);
-    if (plain && block.full(r, kRows, c, c + kPanel<T>)) return store<true>(tile, r, c);
+    if (all || (plain && block.full(r, kRows, c, c + kPanel<T>))) return store<true>(tile, r, c);
     StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
     using Edge = BandEdge<T, kRows, kPanel<T>>;
     const T* const edge = plain ? Edge::of(block.rows_from(r, kRows), c) : nullptr;

@@ -37,6 +37,23 @@ struct ScoreBlock {
   }
 };
 
+// What tiles of a block attend. Of most blocks all is attended, which is asked for only once.
+class AttendedTiles {
+ public:
+  CATTN_INLINE explicit AttendedTiles(const ScoreBlock& block)
+      : block_(block), all_(block.full(0, block.rows, 0, block.cols)) {}
+  CATTN_INLINE Range columns(Index r, Index count) const {
+    return all_ ? Range{0, block_.cols} : block_.columns(r, count);
+  }
+  CATTN_INLINE Range rows_of(Index c, Index count) const {
+    return all_ ? Range{0, block_.rows} : block_.rows_of(c, count);
+  }
+
+ private:
+  const ScoreBlock& block_;
+  const bool all_;
+};
+
 // Where the scale is a factor of the whole score it is folded into the exponential, unless it is so
 // small that float32 might take it for 0, which -inf cannot be multiplied by.
 constexpr double kLeastFolded = 1e-30;
@@ -267,6 +284,7 @@ CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index l
 template <class T, class Finish, class Beside = NothingBeside>
 CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index left_rows,
                                  const T* right, Index depth, Finish finish, Beside&& beside = {}) {
+  const AttendedTiles attended(block);
   block_products<T>(block, left, left_rows, right, depth, finish, beside,
-                    [&](Index r, Index count) { return block.columns(r, count); });
+                    [&](Index r, Index count) { return attended.columns(r, count); });
 }
