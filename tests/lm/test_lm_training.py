@@ -192,9 +192,14 @@ def test_second_ctrl_c_does_not_wait(story):
         return plain_step()
 
     trainer.train_step = step
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
