@@ -75,7 +75,7 @@ class Backward {
       e.key_blocks = ceil_div(e.sequence.key_rows, tiling_.key_block);
       e.query_blocks = ceil_div(e.sequence.queries, tiling_.query_block);
       e.group_query_blocks = p_.group * e.query_blocks;
-      const Sizes mine{e.group_query_blocks, p_.group * e.sequence.queries};
+      const Sizes mine{e.group_query_blocks, p_.group * e.sequence.queries, e.group_query_blocks};
       total_.add(mine, p_.heads_kv);
       most_.raise(mine);
       most_key_blocks_ = std::max(most_key_blocks_, e.key_blocks);
@@ -92,6 +92,7 @@ class Backward {
     Sizes sizes = total_;
     if (!shared_) {
       sizes = {};
+      most_.marks = ceil_div(most_.marks, kApart) * kApart;
       sizes.add(most_, threads_);
     }
     lay_out(sizes);
@@ -124,13 +125,16 @@ class Backward {
   // What the query side of one pair needs, or of all of them.
   struct Sizes {
     Index queries = 0, rows = 0;
+    Index marks = 0;  // flags and turns of `queries`
     void add(const Sizes& pair, Index count) {
       queries = checked_add(queries, checked_multiply(count, pair.queries));
       rows = checked_add(rows, checked_multiply(count, pair.rows));
+      marks = checked_add(marks, checked_multiply(count, pair.marks));
     }
     void raise(const Sizes& pair) {
       queries = std::max(queries, pair.queries);
       rows = std::max(rows, pair.rows);
+      marks = std::max(marks, pair.marks);
     }
   };
 
@@ -168,7 +172,7 @@ class Backward {
     dq_bytes_ = k_.accumulator_bytes(tiling_.query_block, p_.head_dim);
     tile_bytes_ = tiling_.query_block * tiling_.key_block * k_.arithmetic_size;
     scratch_bytes_ =
-        ceil_div(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim), kAlignment) * kAlignment;
+        ceil_div(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim), kApart) * kApart;
     block_keys_at_ = block_layout_.add(k_.packed_bytes(Operand::key, tiling_, p_.head_dim));
     block_values_at_ = block_layout_.add(k_.packed_bytes(Operand::value_t, tiling_, p_.value_dim));
     block_key_rows_at_ =
@@ -183,11 +187,11 @@ class Backward {
     };
     queries_at_ = part(sizes.queries, query_bytes_);
     grads_out_at_ = part(sizes.queries, grad_out_bytes_);
-    query_flags_at_ = part(sizes.queries, 1);
+    query_flags_at_ = part(sizes.marks, 1);
     row_scales_at_ = part(sizes.rows, kRowScaleNumbers * k_.arithmetic_size);
     delta_at_ = part(sizes.rows, k_.arithmetic_size);
     dq_at_ = part(p_.dq ? sizes.queries : 0, dq_bytes_);
-    turns_at_ = part(p_.dq ? sizes.queries : 0, sizeof(std::atomic<Index>));
+    turns_at_ = part(p_.dq ? sizes.marks : 0, sizeof(std::atomic<Index>));
     dsinks_at_ = part(p_.dsinks_array.data ? total_.queries : 0, sizeof(double));
 
     thread_bytes_ =
@@ -209,19 +213,19 @@ class Backward {
   PackedQueries packed_queries(const Entry& e, Index h, int32_t thread) const {
     Sizes at;
     if (shared_) {
-      at = {e.first_queries + h * e.group_query_blocks,
-            e.first_row + h * p_.group * e.sequence.queries};
+      const Index first = e.first_queries + h * e.group_query_blocks;
+      at = {first, e.first_row + h * p_.group * e.sequence.queries, first};
     } else {
       at.add(most_, thread);
     }
     PackedQueries pair;
     pair.queries = data_ + queries_at_ + at.queries * query_bytes_;
     pair.grads_out = data_ + grads_out_at_ + at.queries * grad_out_bytes_;
-    pair.flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.queries);
+    pair.flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.marks);
     pair.row_scales = data_ + row_scales_at_ + at.rows * kRowScaleNumbers * k_.arithmetic_size;
     pair.delta = data_ + delta_at_ + at.rows * k_.arithmetic_size;
     pair.dq = data_ + dq_at_ + at.queries * dq_bytes_;
-    pair.turns = reinterpret_cast<std::atomic<Index>*>(data_ + turns_at_) + at.queries;
+    pair.turns = reinterpret_cast<std::atomic<Index>*>(data_ + turns_at_) + at.marks;
     return pair;
   }
   char* scratch(int32_t thread) const { return data_ + threads_at_ + thread * thread_bytes_; }

@@ -28,6 +28,11 @@ struct QueryBlock {
   Index head, block;
 };
 
+// Where the packed blocks of a (batch, kv head) pair begin, and where their flags.
+struct Place {
+  Index block, flags;
+};
+
 // The packed keys and values of one (batch, kv head) pair.
 struct PackedPair {
   char* keys;
@@ -61,7 +66,8 @@ class Forward {
     const double flops = 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
     const int32_t threads = threads_for(p_, flops);
     const bool shared = choose_packing(p_, threads) == Packing::shared;
-    lay_out(shared ? packed_blocks_ : threads * most_blocks_, threads);
+    const Place end = shared ? Place{packed_blocks_, packed_blocks_} : place_of(threads);
+    lay_out(end, threads);
     const Workspace workspace(layout_.bytes());
     data_ = workspace.data();
     const MaskBlocks mask_blocks(p_, tiling_, threads);
@@ -77,16 +83,17 @@ class Forward {
           [&](Index pair, int32_t thread) {
             const Entry& e = entry(pair);
             for (Index block = 0; block < e.blocks.count; ++block)
-              pack(e, pair % p_.heads_kv, block, thread * most_blocks_);
+              pack(e, pair % p_.heads_kv, block, place_of(thread));
           },
           [&](Index pair, Index part, int32_t owner, int32_t thread) {
             const Entry& e = entry(pair);
-            attend(e, pair % p_.heads_kv, part, owner * most_blocks_, thread);
+            attend(e, pair % p_.heads_kv, part, place_of(owner), thread);
           });
       return;
     }
-    const auto packed_at = [&](const Entry& e, Index h) {
-      return e.first_packed + h * e.blocks.count;
+    const auto packed_at = [](const Entry& e, Index h) {
+      const Index first = e.first_packed + h * e.blocks.count;
+      return Place{first, first};
     };
     parallel_items(packed_blocks_, threads, p_.executor, [&](Index item, int32_t) {
       const Entry& e = entry_of(entries_, &Entry::first_packed, item);
@@ -103,15 +110,15 @@ class Forward {
   }
 
  private:
-  void lay_out(Index packed_blocks, int32_t threads) {
-    const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
+  void lay_out(Place end, int32_t threads) {
+    const auto aligned = [](Index bytes) { return ceil_div(bytes, kApart) * kApart; };
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
     };
     for (int set = 0; set < (tangents_ ? 2 : 1); ++set) {
-      keys_at_[set] = part(packed_blocks, key_bytes_);
-      values_at_[set] = part(packed_blocks, value_bytes_);
-      flags_at_[set] = part(packed_blocks, 1);
+      keys_at_[set] = part(end.block, key_bytes_);
+      values_at_[set] = part(end.block, value_bytes_);
+      flags_at_[set] = part(end.flags, 1);
     }
     scratch_bytes_ = aligned(tangents_ ? k_.jvp_scratch_bytes(p_.head_dim, p_.value_dim)
                                        : k_.forward_scratch_bytes(p_.head_dim, p_.value_dim));
@@ -122,14 +129,19 @@ class Forward {
     lse_at_ = part(own_lse_ ? threads : 0, lse_bytes_);
   }
 
-  // `where` is the number of the pair's first packed block; set 1 holds the tangents.
-  PackedPair packed(Index where, int set) const {
-    return {data_ + keys_at_[set] + where * key_bytes_,
-            data_ + values_at_[set] + where * value_bytes_,
-            reinterpret_cast<uint8_t*>(data_ + flags_at_[set] + where)};
+  // Of what a thread packs for itself.
+  Place place_of(int32_t thread) const {
+    return {thread * most_blocks_, thread * (ceil_div(most_blocks_, kApart) * kApart)};
   }
 
-  void pack(const Entry& e, Index h, Index index, Index where) const {
+  // Set 1 holds the tangents.
+  PackedPair packed(Place where, int set) const {
+    return {data_ + keys_at_[set] + where.block * key_bytes_,
+            data_ + values_at_[set] + where.block * value_bytes_,
+            reinterpret_cast<uint8_t*>(data_ + flags_at_[set] + where.flags)};
+  }
+
+  void pack(const Entry& e, Index h, Index index, Place where) const {
     const Index first_key = (e.blocks.first + index) * tiling_.key_block;
     const Index rows = std::min(tiling_.key_block, e.sequence.keys - first_key);
     const auto pack_set = [&](const View& k, const View& v, int set) {
@@ -151,7 +163,7 @@ class Forward {
     return {kv_head * p_.group + part % p_.group, e.query_blocks - 1 - part / p_.group};
   }
 
-  void attend(const Entry& e, Index kv_head, Index part, Index where, int32_t thread) const {
+  void attend(const Entry& e, Index kv_head, Index part, Place where, int32_t thread) const {
     const auto [h, block] = query_block(e, kv_head, part);
     const Index first_query = block * tiling_.query_block;
     const Index row = e.sequence.first_query + first_query, b = e.batch;

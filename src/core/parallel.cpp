@@ -4,9 +4,11 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <thread>
+#include <vector>
 
 namespace cattn {
 namespace {
@@ -27,23 +29,40 @@ struct ForkWatch {
   ForkWatch() { pthread_atfork(nullptr, nullptr, note_fork); }
 };
 
-struct Team {
+struct alignas(kApart) Section {
   std::atomic<Index> next{0};
-  Index items;
-  const ItemFunction* f;
-  Index runs;  // a thread takes one in so many of the items that are left; 0: one item
+  Index end = 0;
+};
+
+// Takes one in `share` of the items that are left of a section, or one, until none is.
+void work_on(Section& section, Index share, const ItemFunction& f, int32_t thread) {
+  Index item = section.next.load(std::memory_order_relaxed);
+  while (item < section.end) {
+    const Index end = item + std::max<Index>((section.end - item) / share, 1);
+    if (!section.next.compare_exchange_weak(item, end, std::memory_order_relaxed)) continue;
+    for (; item < end; ++item) f(item, thread);
+    item = section.next.load(std::memory_order_relaxed);
+  }
+}
+
+struct Team {
+  std::vector<Section> sections;  // one for each thread, or one
+  const ItemFunction& f;
+  const ItemFunction* then;
 };
 
 void work(void* argument, int32_t thread) {
+  constexpr Index share = 8;
   Team& team = *static_cast<Team*>(argument);
-  Index item = team.next.load(std::memory_order_relaxed);
-  while (item < team.items) {
-    const Index run = team.runs > 0 ? (team.items - item) / team.runs : 0;
-    const Index end = item + (run > 1 ? run : 1);
-    if (!team.next.compare_exchange_weak(item, end, std::memory_order_relaxed)) continue;
-    for (; item < end; ++item) (*team.f)(item, thread);
-    item = team.next.load(std::memory_order_relaxed);
+  const size_t count = team.sections.size(), own = static_cast<size_t>(thread);
+  if (count == 1) {
+    work_on(team.sections[0], team.sections[0].end, team.f, thread);
+  } else {
+    work_on(team.sections[own], share, team.f, thread);
+    for (size_t i = 1; i < count; ++i)
+      work_on(team.sections[(own + i) % count], share * static_cast<Index>(count), team.f, thread);
   }
+  if (team.then) (*team.then)(0, thread);
 }
 
 void run_openmp(Team& team, int32_t threads) {
@@ -93,17 +112,23 @@ void wait_for_turn(const std::atomic<Index>& turn, Index wanted) {
   for (Patience patience; turn.load(std::memory_order_acquire) != wanted;) patience.wait();
 }
 
-void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
-                    Order order) {
-  if (threads > items) threads = static_cast<int32_t>(items);
+namespace {
+
+// In `sections` sections.
+void run_team(Index items, int32_t threads, const cattn_executor* executor, const ItemFunction& f,
+              const ItemFunction* then, Index sections) {
   if (threads <= 1) {
     for (Index i = 0; i < items; ++i) f(i, 0);
     return;
   }
-  Team team;
-  team.items = items;
-  team.f = &f;
-  team.runs = order == Order::runs ? 8 * threads : 0;
+  Team team{std::vector<Section>(static_cast<size_t>(sections)), f, then};
+  Index begin = 0;
+  for (Section& section : team.sections) {
+    section.next = begin;
+    const Index left = sections--;
+    begin += (items - begin) / left;
+    section.end = begin;
+  }
   if (executor) {
     executor->run(executor->context, threads, work, &team);
     return;
@@ -115,6 +140,19 @@ void parallel_items(Index items, int32_t threads, const cattn_executor* executor
   }
   g_team_used.store(true, std::memory_order_relaxed);
   run_openmp(team, threads);
+}
+
+}  // namespace
+
+void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
+                    Order order) {
+  threads = static_cast<int32_t>(std::min<Index>(threads, items));
+  run_team(items, threads, executor, f, nullptr, order == Order::sections ? threads : 1);
+}
+
+void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
+                    ItemFunction then) {
+  run_team(items, threads, executor, f, &then, threads);
 }
 
 }  // namespace cattn

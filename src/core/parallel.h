@@ -26,10 +26,11 @@ class ItemFunction {
   void (*call_)(const void*, Index, int32_t);
 };
 
-// How threads take items. Neighbours are near each other in memory, so that a thread does best with
-// a run of them, which is the shorter the fewer are left; one at a time where items wait for
-// others.
-enum class Order : uint8_t { runs, one_by_one };
+// How threads take items. Neighbours are near each other in memory, and what a thread worked on in
+// the call before is in its caches: it does best with a section of its own, the same in each call,
+// of which it takes runs, the shorter the fewer are left, so that threads that are done take some.
+// One at a time, in order, where items wait for others.
+enum class Order : uint8_t { sections, one_by_one };
 
 // Waits for another thread, which must be at work already: mostly that is soon done, but it may
 // have lost its core.
@@ -45,14 +46,18 @@ class Patience {
 // the result. The other thread must work on an item that was taken before.
 void wait_for_turn(const std::atomic<Index>& turn, Index wanted);
 
-// Calls f(item, thread) once for every item in [0, items), thread in [0, threads); items are taken
-// in order, so the heavy ones go first. With one thread it is a plain loop. f must not throw.
+// Calls f(item, thread) once for every item in [0, items), thread in [0, threads); a section's
+// items are taken in order, so the heavy ones go first. With one thread it is a plain loop. f must
+// not throw.
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
-                    Order order = Order::runs);
+                    Order order = Order::sections);
+// The same, and then(0, thread) on each of several threads when no item is left to take.
+void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
+                    ItemFunction then);
 
 // The parts of an item that is one thread's, for others to take when there are no items left. What
 // they work on may be that thread's own memory: it waits for them before it begins anew.
-class alignas(64) Parts {
+class alignas(kApart) Parts {
  public:
   // The item's own thread does `count` parts, or waits until others have done them.
   template <class F>
@@ -104,7 +109,7 @@ void parallel_parts(Index items, int32_t threads, const cattn_executor* executor
     }
     parts.finish();
   };
-  const auto help = [&](int32_t thread) {
+  const auto help = [&](Index, int32_t thread) {
     for (Patience patience;; patience.wait()) {
       Index finished = 0;
       for (int32_t owner = 0; owner < threads; ++owner) {
@@ -115,15 +120,7 @@ void parallel_parts(Index items, int32_t threads, const cattn_executor* executor
       if (finished == items) return;
     }
   };
-  // One item more for each thread: to help.
-  const Index helpers = threads > 1 ? threads : 0;
-  parallel_items(items + helpers, threads, executor, [&](Index item, int32_t thread) {
-    if (item < items) {
-      own(item, thread);
-    } else {
-      help(thread);
-    }
-  });
+  parallel_items(items, threads, executor, own, help);
 }
 
 }  // namespace cattn

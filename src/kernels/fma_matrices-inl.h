@@ -1,11 +1,12 @@
 // How the kernels' matrices are packed and multiplied: by fused multiply-adds of T, in panels. The
 // kernels are templates of this class; pair_matrices-inl.h is another like it.
 
-// out += tile * value of one block; where value holds a NaN or inf, masked elements are left out.
-// beside.step() before each row tile.
+// out += tile * value of one block, or out = tile * value without `add`; where value holds a NaN or
+// inf, masked elements are left out. beside.step() before each row tile.
 template <class T, class Beside = NothingBeside>
 CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const T* value,
-                                   bool finite, Index value_dim, T* out, Beside&& beside = {}) {
+                                   bool finite, Index value_dim, T* out, bool add = true,
+                                   Beside&& beside = {}) {
   using Tiles = typename Tile::Forward<T>;
   constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
   const LeftRows<T, key_block> left{tile};
@@ -13,9 +14,10 @@ CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const
     const AttendedTiles attended(block);
     accumulate_panels<T>(
         left, block.rows, value, key_block, value_dim, out, query_block,
-        [&](Index r, Index count) { return attended.columns(r, count); }, beside);
+        [&](Index r, Index count) { return attended.columns(r, count); }, add, beside);
     return;
   }
+  if (!add) clear_panels(out, block.rows, value_dim, query_block);
   for (Index r = 0; r < block.rows; ++r) {
     const Range columns = block.columns(r, 1);
     if (columns.begin >= columns.end) continue;
@@ -79,7 +81,7 @@ struct FmaMatrices {
     using Tiles = typename Tile::template Forward<T>;
 
    public:
-    static constexpr bool keeps = false, sums_kept = false, begins_outputs = false;
+    static constexpr bool keeps = false, sums_kept = false, begins_outputs = true;
     static Index scratch_bytes(Index, Index) { return 0; }
     template <class S>
     static PackedQueries<T> pack_queries(const ForwardTask& t, T* query, void*) {
@@ -104,12 +106,12 @@ struct FmaMatrices {
                         reinterpret_cast<const T*>(key), t_.head_dim, finish, beside);
       return true;
     }
-    // out += tile * value
+    // out += tile * value, or out = tile * value without `add`
     template <class Beside>
     CATTN_INLINE void accumulate(const ScoreBlock& block, const T* tile, const char* value,
-                                 uint8_t flags, T* out, Beside& beside) {
+                                 uint8_t flags, T* out, bool add, Beside& beside) {
       accumulate_block(block, tile, reinterpret_cast<const T*>(value), (flags & kBlockFinite) != 0,
-                       t_.value_dim, out, beside);
+                       t_.value_dim, out, add, beside);
     }
     void accumulate_kept(const ScoreBlock&, const char*, T*, bool) {}
     void add_kept_sums(const ScoreBlock&, T*) {}

@@ -99,23 +99,22 @@ CATTN_INLINE void store_rows(S* out, Index stride, const T* accumulator, Index f
   for (Index r = first; r < first + count; ++r) {
     S* to = out + r * stride;
     prefetch_row(to + kRowsAhead * stride, cols);
-    Index at = r * kPanel<T>;
-    for (Index left = cols; left > 0;
-         left -= kPanel<T>, to += kPanel<T>, at += query_block * kPanel<T>) {
-      typename X::V x[in_panel];
+    Index at = r * kPanel<T>, left = cols;
+    const auto vector = [&](int j) {
+      const Index from = at + j * X::width;
+      return transform(X::load(accumulator + from), r, from);
+    };
+    for (; left >= kPanel<T>; left -= kPanel<T>, to += kPanel<T>, at += query_block * kPanel<T>) {
       CATTN_UNROLL
-      for (int j = 0; j < in_panel; ++j) {
-        const Index from = at + j * X::width;
-        x[j] = transform(X::load(accumulator + from), r, from);
-      }
-      CATTN_UNROLL
-      for (int j = 0; j < in_panel; ++j) {
-        const Index n = left - j * X::width;
-        if (n >= X::width) {
-          X::store(to + j * X::width, x[j]);
-        } else if (n > 0) {
-          X::store_n(to + j * X::width, x[j], n);
-        }
+      for (int j = 0; j < in_panel; ++j) X::store(to + j * X::width, vector(j));
+    }
+    CATTN_UNROLL
+    for (int j = 0; j < in_panel; ++j) {
+      const Index n = left - j * X::width;
+      if (n >= X::width) {
+        X::store(to + j * X::width, vector(j));
+      } else if (n > 0) {
+        X::store_n(to + j * X::width, vector(j), n);
       }
     }
   }
@@ -148,8 +147,7 @@ template <class M, class T>
 CATTN_INLINE void clear_out(Index rows, Index value_dim, T* out) {
   constexpr Index query_block = Tile::Forward<T>::query_block;
   const Index tile_rows = smaller(round_up(rows, M::row_padding), query_block);
-  for (Index col = 0; col < value_dim; col += kPanel<T>)
-    fill(out + col * query_block, tile_rows * kPanel<T>, T(0));
+  clear_panels(out, tile_rows, value_dim, query_block);
 }
 template <class T>
 CATTN_INLINE void clear_sums(Index rows, T* sum) {
@@ -497,8 +495,7 @@ template <class M, class T = typename M::T>
             matrices.accumulate_kept(block, value, rows.out, begin_outputs(row));
           }
         } else {
-          clear_new_outputs(row);
-          matrices.accumulate(block, rows.score, value, flags, rows.out, ahead);
+          matrices.accumulate(block, rows.score, value, flags, rows.out, begin_outputs(row), ahead);
         }
       },
       add_more);

@@ -137,10 +137,11 @@ CATTN_INLINE void product_of_panels(const T* left, Index left_panel, const T* ri
   }
 }
 
-// c (kRows, kVectors * width; row stride kPanel) += left times right. The sum over k starts fresh
-// and is added once, which keeps the rounding error of long sums small.
+// c (kRows, kVectors * width; row stride kPanel) += left times right, or c = left times right
+// without `add`. The sum over k starts fresh and is added once, which keeps the rounding error of
+// long sums small.
 template <class T, int kRows, int kVectors, class Left>
-CATTN_INLINE void accumulate_product(Left left, const T* right, Index depth, T* c) {
+CATTN_INLINE void accumulate_product(Left left, const T* right, Index depth, T* c, bool add) {
   using X = Vec<T>;
   typename X::V acc[kRows][kVectors];
   clear<T>(acc);
@@ -150,7 +151,7 @@ CATTN_INLINE void accumulate_product(Left left, const T* right, Index depth, T* 
     CATTN_UNROLL
     for (int j = 0; j < kVectors; ++j) {
       T* const p = c + i * kPanel<T> + j * X::width;
-      X::store(p, X::add(X::load(p), acc[i][j]));
+      X::store(p, add ? X::add(X::load(p), acc[i][j]) : acc[i][j]);
     }
   }
 }
@@ -194,26 +195,39 @@ void accumulate_skipping(Left left, Index rows, const T* right, Index right_rows
   }
 }
 
+// c (rows of c_rows, cols) = 0, in panels.
+template <class T>
+CATTN_INLINE void clear_panels(T* c, Index rows, Index cols, Index c_rows) {
+  for (Index col = 0; col < cols; col += kPanel<T>) fill(c + col * c_rows, rows * kPanel<T>, T(0));
+}
+
 // All panels of a product: c (c_rows, cols) += left (rows, depth range) times right, row tile by
-// row tile. depth_range(r, kRows) gives the k that can be nonzero in those rows.
+// row tile, or without `add` = for the rows of all tiles. depth_range(r, kRows) gives the k that
+// can be nonzero in those rows.
 // The panel is the outer loop: it stays in L1 while the rows of `left` pass by. beside.step()
 // before each tile.
 template <class T, class Left, class DepthRange, class Beside = NothingBeside>
 CATTN_INLINE void accumulate_panels(Left left, Index rows, const T* right, Index right_rows,
                                     Index cols, T* c, Index c_rows, DepthRange depth_range,
-                                    Beside&& beside = {}) {
+                                    bool add = true, Beside&& beside = {}) {
   for (Index col = 0; col < cols; col += kPanel<T>) {
     const bool narrow = cols - col <= kPanel<T> - Vec<T>::width;
     for_row_tiles(rows, [&]<int kRows>(Index r) {
       const auto [begin, end] = depth_range(r, kRows);
-      if (begin >= end) return;
+      T* const to = c + r * kPanel<T>;
+      if (begin >= end) {
+        if (!add) fill(to, kRows * kPanel<T>, T(0));
+        return;
+      }
       beside.step();
+      const auto product = [&]<int kVectors>() {
+        accumulate_product<T, kRows, kVectors>(left.at(r, begin), right + begin * kPanel<T>,
+                                               end - begin, to, add);
+      };
       if (narrow) {
-        accumulate_product<T, kRows, Tile::vectors - 1>(
-            left.at(r, begin), right + begin * kPanel<T>, end - begin, c + r * kPanel<T>);
+        product.template operator()<Tile::vectors - 1>();
       } else {
-        accumulate_product<T, kRows, Tile::vectors>(left.at(r, begin), right + begin * kPanel<T>,
-                                                    end - begin, c + r * kPanel<T>);
+        product.template operator()<Tile::vectors>();
       }
     });
     right += right_rows * kPanel<T>;

@@ -45,6 +45,9 @@ CATTN_INLINE typename Vec<T>::V maximum_of_rows(const T* lanes) {
   return combine_rows<T>(lanes, [](auto a, auto b) { return Vec<T>::max(a, b); });
 }
 
+CATTN_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+CATTN_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
 // From vectors of rows' sums of squares: the largest norm of a row, and the sum of all.
 template <class T>
 struct Norms {
@@ -57,10 +60,16 @@ struct Norms {
   }
   // Inf if some number is not finite: a maximum may pass over NaN.
   CATTN_INLINE T norm() const {
-    T lanes[X::width], most = 0;
+    if (!(sum() < T(__builtin_inff()))) return T(__builtin_inff());
+    T lanes[X::width];
     X::store(lanes, largest);
-    for (const T x : lanes) most = x > most ? x : most;
-    return sum() < T(__builtin_inff()) ? __builtin_sqrt(most) : T(__builtin_inff());
+    CATTN_UNROLL
+    for (int half = X::width / 2; half > 0; half /= 2) {
+      CATTN_UNROLL
+      for (int i = 0; i < half; ++i)
+        lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    }
+    return square_root(lanes[0]);
   }
   CATTN_INLINE T sum() const { return X::sum_lanes(total); }
 };
@@ -82,38 +91,66 @@ CATTN_INLINE T largest_norm(Index rows, Squares squares) {
   return norms.norm();
 }
 
+// f(x) of each vector x of a row of `cols` elements to its place in panels `panel` elements apart;
+// zeros fill the last one. The row that is `ahead` elements further is fetched meanwhile. Adds the
+// squares of what is written. S is the type in memory, T what is computed in.
+template <class T, class S, class F>
+CATTN_INLINE void row_to_panels(const S* from, Index cols, Index ahead, T* to, Index panel,
+                                typename Vec<T>::V (&squares)[Tile::vectors], F f) {
+  using X = Vec<T>;
+  const auto put = [&](int j, auto x) {
+    const auto y = f(x);
+    squares[j] = X::fma(y, y, squares[j]);
+    X::store(to + j * X::width, y);
+  };
+  for (; cols >= kPanel<T>; cols -= kPanel<T>, from += kPanel<T>, to += panel) {
+    CATTN_UNROLL
+    for (Index c = 0; c < kPanel<T>; c += 64 / static_cast<Index>(sizeof(S)))
+      __builtin_prefetch(from + ahead + c, 0, 2);
+    CATTN_UNROLL
+    for (int j = 0; j < Tile::vectors; ++j) put(j, X::load(from + j * X::width));
+  }
+  if (cols == 0) return;
+  __builtin_prefetch(from + ahead, 0, 2);
+  CATTN_UNROLL
+  for (int j = 0; j < Tile::vectors; ++j) {
+    const Index n = cols - j * X::width;
+    if (n >= X::width) {
+      put(j, X::load(from + j * X::width));
+    } else if (n > 0) {
+      put(j, X::load_n(from + j * X::width, n));
+    } else {
+      X::store(to + j * X::width, X::zero());
+    }
+  }
+}
+
+template <class T>
+CATTN_INLINE typename Vec<T>::V sum_vectors(const typename Vec<T>::V (&x)[Tile::vectors]) {
+  auto sum = x[0];
+  CATTN_UNROLL
+  for (int j = 1; j < Tile::vectors; ++j) sum = Vec<T>::add(sum, x[j]);
+  return sum;
+}
+
 // (rows, cols) to (cols / kPanel, block_rows, kPanel). Returns its flags.
-// S is the type in memory, T what is computed in.
 template <class T, class S>
 uint8_t pack_panels(const S* source, Index stride, Index rows, Index cols, T* packed,
                     Index block_rows) {
   using X = Vec<T>;
-  auto squares = Vec<T>::zero();
-  const auto zero = X::zero();
-  const Index whole = cols / X::width * X::width;
-  for (Index r = 0; r < rows; ++r) {
-    const S* const from = source + r * stride;
-    T* const to = packed + r * kPanel<T>;
-    const auto at = [&](Index col) {
-      return to + col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
-    };
-    for (Index col = 0; col < whole; col += X::width) {
-      __builtin_prefetch(from + col + rows * stride, 0, 2);
-      const auto x = X::load(from + col);
-      squares = X::fma(x, x, squares);
-      X::store(at(col), x);
-    }
-    if (whole < cols) {
-      const auto x = X::load_n(from + whole, cols - whole);
-      squares = X::fma(x, x, squares);
-      X::store(at(whole), x);
-    }
+  typename X::V squares[2][Tile::vectors];  // of even and odd rows: no sum waits for the other
+  clear<T>(squares);
+  const auto pack_row = [&](Index r, int odd) {
+    row_to_panels<T>(source + r * stride, cols, rows * stride, packed + r * kPanel<T>,
+                     block_rows * kPanel<T>, squares[odd], [](auto x) { return x; });
+  };
+  Index r = 0;
+  for (; r + 1 < rows; r += 2) {
+    pack_row(r, 0);
+    pack_row(r + 1, 1);
   }
-  for (Index col = round_up(cols, X::width); col < round_up(cols, kPanel<T>); col += X::width) {
-    T* to = packed + col / kPanel<T> * block_rows * kPanel<T> + col % kPanel<T>;
-    for (Index r = 0; r < rows; ++r) X::store(to + r * kPanel<T>, zero);
-  }
-  return block_flags(X::sum_lanes(squares));
+  if (r < rows) pack_row(r, 0);
+  return block_flags(X::sum_lanes(X::add(sum_vectors<T>(squares[0]), sum_vectors<T>(squares[1]))));
 }
 
 // (rows, cols) to the panels of the transpose: (rows / kPanel, cols, kPanel). The largest norm of a
@@ -122,17 +159,17 @@ template <class T, class S>
 uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T* packed, T* norm) {
   using X = Vec<T>;
   Norms<T> norms;
-  const auto zero = X::zero();
   for (Index row = 0; row < round_up(rows, kPanel<T>); row += X::width) {
-    T* to = packed + row / kPanel<T> * cols * kPanel<T> + row % kPanel<T>;
-    auto squares = zero;
-    for (Index col = 0; col < cols; col += X::width) {
-      const Index n = smaller(X::width, cols - col);
+    T* const to = packed + row / kPanel<T> * cols * kPanel<T> + row % kPanel<T>;
+    typename X::V squares[2][2];  // so that one sum does not wait for another
+    clear<T>(squares);
+    const auto pack_tile = [&]<bool kWhole>(Index col) {
+      const Index n = kWhole ? X::width : smaller(X::width, cols - col);
       typename X::V tile[X::width];
       CATTN_UNROLL
       for (int i = 0; i < X::width; ++i) {
-        tile[i] = zero;
-        if (row + i < rows) {
+        tile[i] = X::zero();
+        if (kWhole || row + i < rows) {
           const S* from = source + (row + i) * stride + col;
           __builtin_prefetch(from + rows * stride, 0, 2);
           tile[i] = n == X::width ? X::load(from) : X::load_n(from, n);
@@ -141,11 +178,15 @@ uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T
       X::transpose(tile);
       CATTN_UNROLL
       for (int i = 0; i < X::width; ++i) {
-        squares = X::fma(tile[i], tile[i], squares);
-        if (i < n) X::store(to + (col + i) * kPanel<T>, tile[i]);
+        auto& sum = squares[i / 2 % 2][i % 2];
+        sum = X::fma(tile[i], tile[i], sum);
+        if (kWhole || i < n) X::store(to + (col + i) * kPanel<T>, tile[i]);
       }
-    }
-    norms.add(squares);
+    };
+    const Index whole = row + X::width <= rows ? cols / X::width * X::width : 0;
+    for (Index col = 0; col < whole; col += X::width) pack_tile.template operator()<true>(col);
+    for (Index col = whole; col < cols; col += X::width) pack_tile.template operator()<false>(col);
+    norms.add(X::add(X::add(squares[0][0], squares[0][1]), X::add(squares[1][0], squares[1][1])));
   }
   *norm = norms.norm();
   return block_flags(norms.sum());

@@ -482,7 +482,8 @@ struct PairMatrices {
     // Columns of `tile` outside of the band are overwritten.
     template <class Beside>
     CATTN_INLINE void accumulate(const ScoreBlock& block, float* tile, const char* value,
-                                 uint8_t flags, float* out, Beside&) {
+                                 uint8_t flags, float* out, bool add, Beside&) {
+      if (!add) clear_panels(out, round_up(block.rows, row_padding), t_.value_dim, query_block);
       if (!(flags & kBlockSplits)) {
         const Packed packed{Operand::value, tiling, t_.value_dim, value};
         accumulate_block(block, tile, packed.panels(memory_.panels), (flags & kBlockFinite) != 0,

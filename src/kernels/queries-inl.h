@@ -30,21 +30,12 @@ CATTN_INLINE T pack_scaled_queries(ConstRows q, const ForwardTask& t, T* packed)
   for (Index col = 0; col < t.head_dim; col += kPanel<T>)
     fill(packed + col * query_block + t.rows * kPanel<T>, (tile_rows - t.rows) * kPanel<T>, T(0));
   const auto factor = X::set1(static_cast<T>(query_factor<M>(*t.terms)));
-  const Index whole = t.head_dim / X::width * X::width;
   return largest_norm<T>(t.rows, [&](Index r) {
-    const S* const from = static_cast<const S*>(q.data) + r * q.row_stride;
-    T* const to = packed + r * kPanel<T>;
-    auto squares = X::zero();
-    const auto put = [&](Index col, auto x) {
-      const auto y = X::mul(x, factor);
-      squares = X::fma(y, y, squares);
-      X::store(to + col / kPanel<T> * query_block * kPanel<T> + col % kPanel<T>, y);
-    };
-    for (Index col = 0; col < whole; col += X::width) {
-      __builtin_prefetch(from + col + t.rows * q.row_stride, 0, 2);
-      put(col, X::load(from + col));
-    }
-    if (whole < t.head_dim) put(whole, X::load_n(from + whole, t.head_dim - whole));
-    return squares;
+    typename X::V squares[1][Tile::vectors];
+    clear<T>(squares);
+    row_to_panels<T>(static_cast<const S*>(q.data) + r * q.row_stride, t.head_dim,
+                     t.rows * q.row_stride, packed + r * kPanel<T>, query_block * kPanel<T>,
+                     squares[0], [&](auto x) { return X::mul(x, factor); });
+    return sum_vectors<T>(squares[0]);
   });
 }
