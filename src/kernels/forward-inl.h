@@ -95,29 +95,33 @@ CATTN_INLINE void store_rows(S* out, Index stride, const T* accumulator, Index f
                              Index cols, F transform) {
   using X = Vec<T>;
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
-  constexpr int in_panel = kPanel<T> / X::width;
-  for (Index r = first; r < first + count; ++r) {
-    S* to = out + r * stride;
-    prefetch_row(to + kRowsAhead * stride, cols);
-    Index at = r * kPanel<T>, left = cols;
-    const auto vector = [&](int j) {
-      const Index from = at + j * X::width;
-      return transform(X::load(accumulator + from), r, from);
-    };
-    for (; left >= kPanel<T>; left -= kPanel<T>, to += kPanel<T>, at += query_block * kPanel<T>) {
+  with_known_panels<T>(cols, [&]<int kPanels>(Count<kPanels> panels) {
+    for (Index r = first; r < first + count; ++r) {
+      S* to = out + r * stride;
+      prefetch_row(to + kRowsAhead * stride, cols);
+      Index at = r * kPanel<T>;
+      const auto vector = [&](int j) {
+        const Index from = at + j * X::width;
+        return transform(X::load(accumulator + from), r, from);
+      };
+      repeat(panels, [&] {
+        CATTN_UNROLL
+        for (int j = 0; j < Tile::vectors; ++j) X::store(to + j * X::width, vector(j));
+        to += kPanel<T>;
+        at += query_block * kPanel<T>;
+      });
+      const Index left = kPanels > 0 ? 0 : cols % kPanel<T>;
       CATTN_UNROLL
-      for (int j = 0; j < in_panel; ++j) X::store(to + j * X::width, vector(j));
-    }
-    CATTN_UNROLL
-    for (int j = 0; j < in_panel; ++j) {
-      const Index n = left - j * X::width;
-      if (n >= X::width) {
-        X::store(to + j * X::width, vector(j));
-      } else if (n > 0) {
-        X::store_n(to + j * X::width, vector(j), n);
+      for (int j = 0; j < Tile::vectors; ++j) {
+        const Index n = left - j * X::width;
+        if (n >= X::width) {
+          X::store(to + j * X::width, vector(j));
+        } else if (n > 0) {
+          X::store_n(to + j * X::width, vector(j), n);
+        }
       }
     }
-  }
+  });
 }
 
 // out = o / sum and lse. S is the type in memory.

@@ -94,27 +94,31 @@ CATTN_INLINE T largest_norm(Index rows, Squares squares) {
 // f(x) of each vector x of a row of `cols` elements to its place in panels `panel` elements apart;
 // zeros fill the last one. The row that is `ahead` elements further is fetched meanwhile. Adds the
 // squares of what is written. S is the type in memory, T what is computed in.
-template <class T, class S, class F>
-CATTN_INLINE void row_to_panels(const S* from, Index cols, Index ahead, T* to, Index panel,
-                                typename Vec<T>::V (&squares)[Tile::vectors], F f) {
+template <class T, class S, int kPanels, class F>
+CATTN_INLINE void row_to_panels(const S* from, Index cols, Count<kPanels> panels, Index ahead,
+                                T* to, Index panel, typename Vec<T>::V (&squares)[Tile::vectors],
+                                F f) {
   using X = Vec<T>;
   const auto put = [&](int j, auto x) {
     const auto y = f(x);
     squares[j] = X::fma(y, y, squares[j]);
     X::store(to + j * X::width, y);
   };
-  for (; cols >= kPanel<T>; cols -= kPanel<T>, from += kPanel<T>, to += panel) {
+  repeat(panels, [&] {
     CATTN_UNROLL
     for (Index c = 0; c < kPanel<T>; c += 64 / static_cast<Index>(sizeof(S)))
       __builtin_prefetch(from + ahead + c, 0, 2);
     CATTN_UNROLL
     for (int j = 0; j < Tile::vectors; ++j) put(j, X::load(from + j * X::width));
-  }
-  if (cols == 0) return;
+    from += kPanel<T>;
+    to += panel;
+  });
+  const Index left = kPanels > 0 ? 0 : cols % kPanel<T>;
+  if (left == 0) return;
   __builtin_prefetch(from + ahead, 0, 2);
   CATTN_UNROLL
   for (int j = 0; j < Tile::vectors; ++j) {
-    const Index n = cols - j * X::width;
+    const Index n = left - j * X::width;
     if (n >= X::width) {
       put(j, X::load(from + j * X::width));
     } else if (n > 0) {
@@ -140,16 +144,18 @@ uint8_t pack_panels(const S* source, Index stride, Index rows, Index cols, T* pa
   using X = Vec<T>;
   typename X::V squares[2][Tile::vectors];  // of even and odd rows: no sum waits for the other
   clear<T>(squares);
-  const auto pack_row = [&](Index r, int odd) {
-    row_to_panels<T>(source + r * stride, cols, rows * stride, packed + r * kPanel<T>,
-                     block_rows * kPanel<T>, squares[odd], [](auto x) { return x; });
-  };
-  Index r = 0;
-  for (; r + 1 < rows; r += 2) {
-    pack_row(r, 0);
-    pack_row(r + 1, 1);
-  }
-  if (r < rows) pack_row(r, 0);
+  with_known_panels<T>(cols, [&](auto panels) {
+    const auto pack_row = [&](Index r, int odd) {
+      row_to_panels<T>(source + r * stride, cols, panels, rows * stride, packed + r * kPanel<T>,
+                       block_rows * kPanel<T>, squares[odd], [](auto x) { return x; });
+    };
+    Index r = 0;
+    for (; r + 1 < rows; r += 2) {
+      pack_row(r, 0);
+      pack_row(r + 1, 1);
+    }
+    if (r < rows) pack_row(r, 0);
+  });
   return block_flags(X::sum_lanes(X::add(sum_vectors<T>(squares[0]), sum_vectors<T>(squares[1]))));
 }
 
@@ -166,11 +172,11 @@ uint8_t pack_transposed(const S* source, Index stride, Index rows, Index cols, T
     const auto pack_tile = [&]<bool kWhole>(Index col) {
       const Index n = kWhole ? X::width : smaller(X::width, cols - col);
       typename X::V tile[X::width];
+      const S* from = source + row * stride + col;
       CATTN_UNROLL
-      for (int i = 0; i < X::width; ++i) {
+      for (int i = 0; i < X::width; ++i, from += stride) {
         tile[i] = X::zero();
         if (kWhole || row + i < rows) {
-          const S* from = source + (row + i) * stride + col;
           __builtin_prefetch(from + rows * stride, 0, 2);
           tile[i] = n == X::width ? X::load(from) : X::load_n(from, n);
         }

@@ -30,12 +30,14 @@ CATTN_INLINE T pack_scaled_queries(ConstRows q, const ForwardTask& t, T* packed)
   for (Index col = 0; col < t.head_dim; col += kPanel<T>)
     fill(packed + col * query_block + t.rows * kPanel<T>, (tile_rows - t.rows) * kPanel<T>, T(0));
   const auto factor = X::set1(static_cast<T>(query_factor<M>(*t.terms)));
-  return largest_norm<T>(t.rows, [&](Index r) {
-    typename X::V squares[1][Tile::vectors];
-    clear<T>(squares);
-    row_to_panels<T>(static_cast<const S*>(q.data) + r * q.row_stride, t.head_dim,
-                     t.rows * q.row_stride, packed + r * kPanel<T>, query_block * kPanel<T>,
-                     squares[0], [&](auto x) { return X::mul(x, factor); });
-    return sum_vectors<T>(squares[0]);
+  return with_known_panels<T>(t.head_dim, [&](auto panels) {
+    return largest_norm<T>(t.rows, [&](Index r) {
+      typename X::V squares[1][Tile::vectors];
+      clear<T>(squares);
+      row_to_panels<T>(static_cast<const S*>(q.data) + r * q.row_stride, t.head_dim, panels,
+                       t.rows * q.row_stride, packed + r * kPanel<T>, query_block * kPanel<T>,
+                       squares[0], [&](auto x) { return X::mul(x, factor); });
+      return sum_vectors<T>(squares[0]);
+    });
   });
 }
