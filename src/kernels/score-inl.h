@@ -268,7 +268,7 @@ CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index l
   const Range all = block.columns(0, block.rows);
   const Index first = all.begin / kPanel<T> * kPanel<T>;
   for (Index c = first; c < all.end; c += kPanel<T>) {
-    for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+    for_row_tiles(block.rows, [&]<int kRows>(Index r) CATTN_INLINE_LAMBDA {
       const Range columns = columns_of(r, kRows);
       if (c >= columns.end || c + kPanel<T> <= columns.begin) return;
       beside.step();
