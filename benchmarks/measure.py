@@ -30,6 +30,9 @@ from table import format_time
 #: Seconds that one sample should last, so that the clock and a thread's wake-up do not count.
 SAMPLE = 0.02
 MAX_ROUNDS = 31
+#: Before a sample a task is called once untimed, to wake its threads, unless a call takes so many
+#: seconds: then their half of a millisecond does not tell.
+SHORT_CALL = 0.1
 #: A first call that took so many seconds spent them on the work, not on getting ready for it.
 LONG_CALL = 5.0
 
@@ -159,14 +162,14 @@ def _take_turns(turns: Collection[Turns], seconds: float, begin_round: Callable[
         for turn in turns:
             if rounds < turn.most:
                 _wait_until_idle()
-                turn.samples.append(_time(turn.task, turn.repeats))
+                turn.samples.append(_time(turn.task, turn.repeats, turn.once < SHORT_CALL))
         rounds += 1
 
 
-def _time(task: Task, repeats: int) -> float:
-    """Seconds of one call, over some in a row; a short one is first called once to wake threads."""
+def _time(task: Task, repeats: int, awake: bool) -> float:
+    """Seconds of one call, over some in a row; `awake`: behind one that wakes threads."""
     with task.context():
-        if repeats > 1:
+        if awake:
             task.call()
         return timeit.Timer(task.call).timeit(repeats) / repeats
 
@@ -176,7 +179,7 @@ def _once(task: Task) -> float:
     _wait_until_idle()
     times: list[float] = []
     while len(times) < 25 and sum(times) < 10 * SAMPLE:
-        times.append(_time(task, 1))
+        times.append(_time(task, 1, awake=False))
     return statistics.median(times)
 
 

@@ -106,12 +106,11 @@ struct StoreProbabilities {
     const auto by = X::set1(factor);
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const RowScale<T> row = row_scales[smaller(r + i, rows - 1)];
-      const auto shift = X::set1(row.shift), scale = X::set1(row.scale);
+      ScaledRow<T> row;
+      row.set(row_scales[smaller(r + i, rows - 1)]);
       CATTN_UNROLL
       for (int j = 0; j < kVectors; ++j)
-        X::store(p + (r + i) * stride + c + j * X::width,
-                 X::mul(exp2_above<T>(X::mul(tile[i][j], by), shift), scale));
+        X::store(p + (r + i) * stride + c + j * X::width, weight_from_lse<T>(tile[i][j], by, row));
     }
   }
 };
@@ -654,26 +653,32 @@ void flush(const FlushTask& t) {
   using T = typename M::T;
   using X = Vec<T>;
   constexpr Index width = X::width;
-  const T* const accumulator = static_cast<const T*>(t.accumulator);
-  const auto factor = X::set1(accumulator ? static_cast<T>(t.factor) : T(0));
-  const bool transposed = is_transposed_accumulator<M>(t.query_side);
   const Index panel_rows = accumulator_panel_rows<M>(t.query_side, t.cols);
+  S* const all_out = static_cast<S*>(t.out.data);
+  const auto store = [&](auto vector) {
+    store_rows<T>(all_out, t.out.row_stride, panel_rows, Range{0, t.rows}, t.cols, vector);
+  };
+  const T* const accumulator = static_cast<const T*>(t.accumulator);
+  if (!accumulator) {
+    store([](Index, Index) { return X::zero(); });
+    return;
+  }
+  const auto factor = X::set1(static_cast<T>(t.factor));
+  if (!is_transposed_accumulator<M>(t.query_side)) {
+    store([&](Index, Index at) { return X::mul(X::load(accumulator + at), factor); });
+    return;
+  }
   const auto vector_at = [&](Index r, Index col) {
-    if (!accumulator) return X::zero();
     return X::load(accumulator + (col / kPanel<T> * panel_rows + r) * kPanel<T> + col % kPanel<T>);
   };
   for (Index first = 0; first < t.rows; first += width) {
     const Index count = smaller(width, t.rows - first);
-    S* const out = static_cast<S*>(t.out.data) + first * t.out.row_stride;
+    S* const out = all_out + first * t.out.row_stride;
     for (Index r = 0; r < count; ++r) prefetch_row(out + (r + width) * t.out.row_stride, t.cols);
     for (Index col = 0; col < t.cols; col += width) {
       typename X::V rows[width];
-      if (transposed) {
-        for (Index i = 0; i < width; ++i) rows[i] = vector_at(col + i, first);
-        X::transpose(rows);
-      } else {
-        for (Index r = 0; r < count; ++r) rows[r] = vector_at(first + r, col);
-      }
+      for (Index i = 0; i < width; ++i) rows[i] = vector_at(col + i, first);
+      X::transpose(rows);
       const Index n = t.cols - col;
       for (Index r = 0; r < count; ++r) {
         S* const to = out + r * t.out.row_stride + col;

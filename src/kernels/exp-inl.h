@@ -83,9 +83,9 @@ CATTN_INLINE typename Vec<T>::V exp2(typename Vec<T>::V x) {
 template <class T, int kShift = 0>
 CATTN_INLINE typename Vec<T>::V exp2_small(typename Vec<T>::V x) {
   if constexpr (requires { &Vec<T>::scale2_by_last_bits; }) {
-    typename Vec<T>::V f;
-    const auto n = Vec<T>::small_integer_and_fraction(x, f);
-    return Vec<T>::scale2_by_last_bits(exp2_polynomial<T, kShift>(f), n);
+    typename Vec<T>::V n;
+    const auto last_bits = Vec<T>::small_integer(x, n);
+    return Vec<T>::scale2_by_last_bits(exp2_polynomial<T, kShift>(Vec<T>::sub(x, n)), last_bits);
   } else {
     return exp2<T, kShift>(x);
   }
@@ -122,6 +122,24 @@ struct ScaledRow {
   }
 };
 
+// The weight e^(factor ln(2) s - lse) of a row's lse, to all digits of T.
+template <class T>
+CATTN_INLINE typename Vec<T>::V weight_from_lse(typename Vec<T>::V s, typename Vec<T>::V factor,
+                                                const ScaledRow<T>& row) {
+  using X = Vec<T>;
+  if constexpr (requires { &X::scale2_by_last_bits; }) {
+    // The exponent's whole number first, by which what is left of it is rounded once.
+    const auto x = X::fms(s, factor, row.shift);
+    typename X::V n;
+    const auto last_bits = X::small_integer(x, n);
+    const auto f = X::fms(s, factor, X::add(n, row.shift));
+    const auto p = X::mul(exp2_polynomial<T>(f), X::scale2_by_last_bits(row.scale, last_bits));
+    return X::zero_below(X::set1(T(-124)), x, p);
+  } else {
+    return X::mul(exp2_above<T>(X::mul(s, factor), row.shift), row.scale);
+  }
+}
+
 // The exponential of the weights, as accurate as they are multiplied: to all digits of T, or by
 // one of the shorter polynomials. of<kShift>(x) is 2^(x + kShift), of_small the same of an x that
 // is neither infinite nor large; above(x, reference) is 2^(x - reference) for an integral reference
@@ -141,7 +159,7 @@ struct WholeExponential {
   CATTN_INLINE static V above(V x, V reference) { return exp2_above<T>(x, reference); }
   using OfRow = ScaledRow<T>;
   CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
-    return Vec<T>::mul(exp2_above<T>(Vec<T>::mul(s, factor), row.shift), row.scale);
+    return weight_from_lse<T>(s, factor, row);
   }
 };
 // of() is exact where x is an integer.

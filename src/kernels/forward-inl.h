@@ -88,36 +88,32 @@ CATTN_INLINE void prefetch_row(const S* row, Index cols) {
     __builtin_prefetch(row + c, 1, 2);
 }
 
-// Rows [first, first + count) of an accumulator to memory, where row r is out + r * stride:
-// transform(x, r, at) of each vector x, which is at accumulator + at.
+// Rows of results to memory, where row r is out + r * stride: vector(r, at) of each vector that is
+// at `at` in an accumulator whose panels have panel_rows rows.
 template <class T, class S, class F>
-CATTN_INLINE void store_rows(S* out, Index stride, const T* accumulator, Index first, Index count,
-                             Index cols, F transform) {
+CATTN_INLINE void store_rows(S* out, Index stride, Index panel_rows, Range rows, Index cols,
+                             F vector) {
   using X = Vec<T>;
-  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
   with_known_panels<T>(cols, [&]<int kPanels>(Count<kPanels> panels) {
-    for (Index r = first; r < first + count; ++r) {
+    for (Index r = rows.begin; r < rows.end; ++r) {
       S* to = out + r * stride;
       prefetch_row(to + kRowsAhead * stride, cols);
       Index at = r * kPanel<T>;
-      const auto vector = [&](int j) {
-        const Index from = at + j * X::width;
-        return transform(X::load(accumulator + from), r, from);
-      };
       repeat(panels, [&] {
         CATTN_UNROLL
-        for (int j = 0; j < Tile::vectors; ++j) X::store(to + j * X::width, vector(j));
+        for (int j = 0; j < Tile::vectors; ++j)
+          X::store(to + j * X::width, vector(r, at + j * X::width));
         to += kPanel<T>;
-        at += query_block * kPanel<T>;
+        at += panel_rows * kPanel<T>;
       });
       const Index left = kPanels > 0 ? 0 : cols % kPanel<T>;
       CATTN_UNROLL
       for (int j = 0; j < Tile::vectors; ++j) {
         const Index n = left - j * X::width;
         if (n >= X::width) {
-          X::store(to + j * X::width, vector(j));
+          X::store(to + j * X::width, vector(r, at + j * X::width));
         } else if (n > 0) {
-          X::store_n(to + j * X::width, vector(j), n);
+          X::store_n(to + j * X::width, vector(r, at + j * X::width), n);
         }
       }
     }
@@ -128,12 +124,14 @@ CATTN_INLINE void store_rows(S* out, Index stride, const T* accumulator, Index f
 template <class T, class S>
 CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   using X = Vec<T>;
+  constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
   for (Index first = 0; first < t.rows; first += X::width) {
     const Index count = smaller(X::width, t.rows - first);
     const RowResults<T> results = row_results(t, scratch, first);
-    store_rows(
-        static_cast<S*>(t.out.data), t.out.row_stride, scratch.out, first, count, t.value_dim,
-        [&](auto o, Index r, Index) { return X::mul(o, X::set1(results.factors[r - first])); });
+    store_rows<T>(static_cast<S*>(t.out.data), t.out.row_stride, query_block,
+                  Range{first, first + count}, t.value_dim, [&](Index r, Index at) {
+                    return X::mul(X::load(scratch.out + at), X::set1(results.factors[r - first]));
+                  });
     for (Index r = 0; t.lse && r < count; ++r)
       static_cast<T*>(t.lse)[(first + r) * t.lse_stride] = results.lses[r];
   }
@@ -291,6 +289,8 @@ struct StoreBoundedProbabilities {
   const ScoreTerms& terms;
   T factor;  // what brings the products to units of log2(e): 1 if it is in the queries
   typename M::Forward& matrices;
+  // One call less for each tile is worth more than the registers that it takes.
+  static constexpr bool stands_in_loop = true;
   const bool plain = is_plain(terms);
   const bool all = plain && block.full(0, block.rows, 0, round_up(block.cols, kPanel<T>));
 

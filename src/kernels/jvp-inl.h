@@ -112,15 +112,16 @@ void jvp(const JvpTask& task) {
     const RowResults<T> results = row_results(t, scratch, first);
     T moved[X::width];
     X::store(moved, sum_rows<T>(scratch.sum_tangent + first * X::width));
-    store_rows(static_cast<S*>(task.out_tangent.data), task.out_tangent.row_stride,
-               scratch.out_tangent, first, smaller(X::width, t.rows - first), t.value_dim,
-               [&](auto u, Index r, Index at) {
-                 // `by` is kept_scale / denominator, and the sum of P ds is not dropped.
-                 const T of_row = results.factors[r - first];
-                 const auto by = X::set1(of_row);
-                 const auto out = X::mul(X::load(scratch.out + at), by);
-                 const auto mean = X::set1(-moved[r - first] * (of_row / kept_scale));
-                 return X::fma(mean, out, X::mul(u, by));
-               });
+    store_rows<T>(static_cast<S*>(task.out_tangent.data), task.out_tangent.row_stride,
+                  ForwardScratch<T>::Tiles::query_block,
+                  Range{first, smaller(first + X::width, t.rows)}, t.value_dim,
+                  [&](Index r, Index at) {
+                    // `by` is kept_scale / denominator, and the sum of P ds is not dropped.
+                    const T of_row = results.factors[r - first];
+                    const auto by = X::set1(of_row);
+                    const auto out = X::mul(X::load(scratch.out + at), by);
+                    const auto mean = X::set1(-moved[r - first] * (of_row / kept_scale));
+                    return X::fma(mean, out, X::mul(X::load(scratch.out_tangent + at), by));
+                  });
   }
 }

@@ -259,6 +259,17 @@ struct StoreScores {
   }
 };
 
+// One tile of the products of a block, if it lies in `columns`.
+template <int kRows, class T, class Finish, class Beside>
+CATTN_INLINE void product_tile(const T* left, Index left_rows, const T* right, Index depth, Index r,
+                               Index c, Range columns, Finish& finish, Beside& beside) {
+  if (c >= columns.end || c + kPanel<T> <= columns.begin) return;
+  beside.step();
+  typename Vec<T>::V tile[kRows][Tile::vectors];
+  product_of_panels<T>(left + r * kPanel<T>, left_rows * kPanel<T>, right + c * depth, depth, tile);
+  finish(tile, r, c, columns);
+}
+
 // The products of a block, left right^T, tile by tile and only in columns_of(row, count). `left` is
 // in panels of left_rows rows, `right` packed transposed. beside.step() before each tile.
 template <class T, class Finish, class Beside, class ColumnsOf>
@@ -268,15 +279,17 @@ CATTN_INLINE void block_products(const ScoreBlock& block, const T* left, Index l
   const Range all = block.columns(0, block.rows);
   const Index first = all.begin / kPanel<T> * kPanel<T>;
   for (Index c = first; c < all.end; c += kPanel<T>) {
-    for_row_tiles(block.rows, [&]<int kRows>(Index r) CATTN_INLINE_LAMBDA {
-      const Range columns = columns_of(r, kRows);
-      if (c >= columns.end || c + kPanel<T> <= columns.begin) return;
-      beside.step();
-      typename Vec<T>::V tile[kRows][Tile::vectors];
-      product_of_panels<T>(left + r * kPanel<T>, left_rows * kPanel<T>, right + c * depth, depth,
-                           tile);
-      finish(tile, r, c, columns);
-    });
+    if constexpr (requires { Finish::stands_in_loop; }) {
+      for_row_tiles(block.rows, [&]<int kRows>(Index r) CATTN_INLINE_LAMBDA {
+        product_tile<kRows>(left, left_rows, right, depth, r, c, columns_of(r, kRows), finish,
+                            beside);
+      });
+    } else {
+      for_row_tiles(block.rows, [&]<int kRows>(Index r) {
+        product_tile<kRows>(left, left_rows, right, depth, r, c, columns_of(r, kRows), finish,
+                            beside);
+      });
+    }
   }
 }
 

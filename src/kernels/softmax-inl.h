@@ -218,11 +218,11 @@ class RoundRow {
 // The same with the weights themselves, e^(s - lse).
 template <class T, bool kMark>
 CATTN_INLINE void exponentiate_row_below(T* s, Index begin, Index end, T factor, RowScale<T> row) {
-  using X = Vec<T>;
-  const auto c = X::set1(factor), shift = X::set1(row.shift), scale = X::set1(row.scale);
-  exponentiate_row<T, kMark>(s, begin, end, nullptr, [&](auto score) {
-    return X::mul(exp2_above<T>(X::mul(score, c), shift), scale);
-  });
+  const auto by = Vec<T>::set1(factor);
+  ScaledRow<T> of_row;
+  of_row.set(row);
+  exponentiate_row<T, kMark>(s, begin, end, nullptr,
+                             [&](auto score) { return weight_from_lse<T>(score, by, of_row); });
 }
 
 // The lane-wise maximum of a row; NaN is passed over.

@@ -76,7 +76,7 @@ void test_same_bits(const Case& c) {
 void test_items() {
   for (const Index items : {0, 1, 2, 7, 31, 1000, 4097}) {
     for (const int32_t threads : {1, 2, 5}) {
-      for (const Order order : {Order::runs, Order::one_by_one}) {
+      for (const Order order : {Order::sections, Order::one_by_one}) {
         for (const cattn_executor* const executor : {&thread_executor(), &reverse_executor()}) {
           std::vector<std::atomic<int>> times(static_cast<size_t>(items));
           std::atomic<bool> known = true;
@@ -95,6 +95,24 @@ void test_items() {
       }
     }
   }
+}
+
+// A thread begins with its own section, the same in every call, and ends with what others left.
+void test_sections() {
+  using Clock = std::chrono::steady_clock;
+  const auto deadline = Clock::now() + std::chrono::seconds(20);
+  std::atomic<Index> first[2] = {-1, -1};
+  std::atomic<int> done = 0;
+  parallel_items(100, 2, &thread_executor(), [&](Index item, int32_t thread) {
+    Index none = -1;
+    first[thread].compare_exchange_strong(none, item);
+    ++done;
+    while (first[1 - thread] < 0 && Clock::now() < deadline) std::this_thread::yield();
+    // The first one is held up until all is done but what it took itself: an eighth of its half.
+    while (item == 0 && done < 95 && Clock::now() < deadline) std::this_thread::yield();
+  });
+  check(first[0] == 0 && first[1] == 50, "sections: a thread began with another's");
+  check(done == 100, "sections: some items were not done");
 }
 
 // Each part is done once, and a thread begins no item while a part of its last one is undone.
@@ -203,6 +221,7 @@ void test_messages() {
 
 void test_threads() {
   test_items();
+  test_sections();
   test_parts();
   test_help();
   for (const Case& c : cases()) {

@@ -50,6 +50,7 @@ struct Vec<float> {
   CATTN_INLINE static V mul(V a, V b) { return _mm256_mul_ps(a, b); }
   CATTN_INLINE static V div(V a, V b) { return _mm256_div_ps(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+  CATTN_INLINE static V fms(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm256_max_ps(a, b); }
   CATTN_INLINE static V min(V a, V b) { return _mm256_min_ps(a, b); }
   CATTN_INLINE static V iota() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
@@ -82,16 +83,21 @@ struct Vec<float> {
     const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23);
     return mul(p, _mm256_castsi256_ps(bits));
   }
-  // x = n + f for |x| <= 2^21, and p 2^n if it is a normal number as p is: half of the instructions
-  // that fraction() and scale2() take. Returns n in the last bits of a float.
-  CATTN_INLINE static V small_integer_and_fraction(V x, V& f) {
-    const V rounding = set1(1.5f * (1 << 23)), n = add(x, rounding);
-    f = sub(x, sub(n, rounding));
-    return n;
+  // The integer n nearest to x for |x| <= 2^21, and p 2^n if it is a normal number as p is: half of
+  // the instructions that fraction() and scale2() take. Returns n in the last bits of a float.
+  CATTN_INLINE static V small_integer(V x, V& n) {
+    const V rounding = set1(1.5f * (1 << 23)), last_bits = add(x, rounding);
+    n = sub(last_bits, rounding);
+    return last_bits;
   }
-  CATTN_INLINE static V scale2_by_last_bits(V p, V n) {
-    return _mm256_castsi256_ps(
-        _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+  CATTN_INLINE static V scale2_by_last_bits(V p, V last_bits) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(
+        _mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(last_bits), 23)));
+  }
+
+  // p, but 0 where x < least; NaN goes through.
+  CATTN_INLINE static V zero_below(V least, V x, V p) {
+    return _mm256_and_ps(p, _mm256_cmp_ps(x, least, _CMP_NLT_UQ));
   }
 
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
