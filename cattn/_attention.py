@@ -198,23 +198,23 @@ def attention(
     array([[20.  ],
            [10.02]])
     """
-    options: Options = {
-        "mask": mask,
-        "bias": bias,
-        "causal": causal,
-        "causal_offset": causal_offset,
-        "window": window,
-        "scale": scale,
-        "softcap": softcap,
-        "alibi_slopes": alibi_slopes,
-        "sinks": sinks,
-        "kv_lengths": kv_lengths,
-        "dropout": dropout,
-        "seed": seed,
-        "precision": precision,
-        "layout": layout,
-        "num_threads": num_threads,
-    }
+    options = (
+        mask,
+        bias,
+        causal,
+        causal_offset,
+        window,
+        scale,
+        softcap,
+        alibi_slopes,
+        sinks,
+        kv_lengths,
+        dropout,
+        seed,
+        precision,
+        num_threads,
+        layout,
+    )
     result, lse, weights = _core.attention(q, k, v, None, options, return_lse, return_weights, out)
     if return_lse or return_weights:
         return AttentionResult(result, lse, weights)

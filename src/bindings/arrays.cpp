@@ -121,8 +121,9 @@ py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shap
 }  // namespace
 
 bool parse_bool(const char* name, const py::object& object) {
+  if (PyBool_Check(object.ptr())) return object.ptr() == Py_True;
   const std::string_view type = Py_TYPE(object.ptr())->tp_name;
-  if (!PyBool_Check(object.ptr()) && type != "numpy.bool" && type != "numpy.bool_") {
+  if (type != "numpy.bool" && type != "numpy.bool_") {
     throw py::type_error(std::string(name) + ": is " + py::repr(object).cast<std::string>() +
                          ", expected True or False");
   }

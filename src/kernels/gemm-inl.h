@@ -37,13 +37,12 @@ CATTN_INLINE void repeat(Count<kKnown> count, F f) {
 }
 
 // Calls f(Count<kPanels>) with the whole panels of `cols` columns; the number is known to the
-// compiler, and nothing is left over, for common head sizes.
+// compiler, and nothing is left over, for the head sizes at which it tells.
 template <class T, class F>
 CATTN_INLINE auto with_known_panels(Index cols, F f) {
   constexpr int panel = static_cast<int>(kPanel<T>);
   if (cols == 32) return f(Count<32 / panel>{});
   if (cols == 64) return f(Count<64 / panel>{});
-  if (cols == 128) return f(Count<128 / panel>{});
   return f(Count<0>{cols / panel});
 }
 
