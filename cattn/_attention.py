@@ -198,6 +198,7 @@ def attention(
     array([[20.  ],
            [10.02]])
     """
+    # All of them, in the order of kOptions in options.cpp.
     options = (
         mask,
         bias,

@@ -63,6 +63,7 @@ struct Option {
   bool may_be_none;  // which is as good as not given
   void (*read)(Inputs& to, const py::object& value);
 };
+// In the order in which attention() in _attention.py gives them.
 constexpr Option kOptions[] = {
     {"mask", true,
      [](Inputs& to, const py::object& value) { to.mask = input("mask", value, Kind::boolean); }},

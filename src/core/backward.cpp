@@ -92,7 +92,9 @@ class Backward {
     Sizes sizes = total_;
     if (!shared_) {
       sizes = {};
-      most_.marks = ceil_div(most_.marks, kApart) * kApart;
+      const auto aligned = [](Index n) { return ceil_div(n, kAlignment) * kAlignment; };
+      most_.rows = aligned(most_.rows);
+      most_.marks = aligned(most_.marks);
       sizes.add(most_, threads_);
     }
     lay_out(sizes);
@@ -172,7 +174,7 @@ class Backward {
     dq_bytes_ = k_.accumulator_bytes(tiling_.query_block, p_.head_dim);
     tile_bytes_ = tiling_.query_block * tiling_.key_block * k_.arithmetic_size;
     scratch_bytes_ =
-        ceil_div(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim), kApart) * kApart;
+        ceil_div(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim), kAlignment) * kAlignment;
     block_keys_at_ = block_layout_.add(k_.packed_bytes(Operand::key, tiling_, p_.head_dim));
     block_values_at_ = block_layout_.add(k_.packed_bytes(Operand::value_t, tiling_, p_.value_dim));
     block_key_rows_at_ =

@@ -101,17 +101,20 @@ class Forward {
       pack(e, h, rest % e.blocks.count, packed_at(e, h));
     });
     // The last query blocks see the most keys: first, so that the light ones fill the gaps.
-    parallel_items(items_, threads, p_.executor, [&](Index item, int32_t thread) {
-      const Entry& e = entry_of(entries_, &Entry::first_item, item);
-      const Index per_pair = p_.group * e.query_blocks, rest = item - e.first_item;
-      const Index h = rest / per_pair;
-      attend(e, h, rest % per_pair, packed_at(e, h), thread);
-    });
+    parallel_items(
+        items_, threads, p_.executor,
+        [&](Index item, int32_t thread) {
+          const Entry& e = entry_of(entries_, &Entry::first_item, item);
+          const Index per_pair = p_.group * e.query_blocks, rest = item - e.first_item;
+          const Index h = rest / per_pair;
+          attend(e, h, rest % per_pair, packed_at(e, h), thread);
+        },
+        Order::one_by_one);
   }
 
  private:
   void lay_out(Place end, int32_t threads) {
-    const auto aligned = [](Index bytes) { return ceil_div(bytes, kApart) * kApart; };
+    const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
     };
@@ -131,7 +134,7 @@ class Forward {
 
   // Of what a thread packs for itself.
   Place place_of(int32_t thread) const {
-    return {thread * most_blocks_, thread * (ceil_div(most_blocks_, kApart) * kApart)};
+    return {thread * most_blocks_, thread * (ceil_div(most_blocks_, kAlignment) * kAlignment)};
   }
 
   // Set 1 holds the tangents.

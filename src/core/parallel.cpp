@@ -29,7 +29,7 @@ struct ForkWatch {
   ForkWatch() { pthread_atfork(nullptr, nullptr, note_fork); }
 };
 
-struct alignas(kApart) Section {
+struct alignas(kAlignment) Section {
   std::atomic<Index> next{0};
   Index end = 0;
 };

@@ -29,7 +29,7 @@ class ItemFunction {
 // How threads take items. Neighbours are near each other in memory, and what a thread worked on in
 // the call before is in its caches: it does best with a section of its own, the same in each call,
 // of which it takes runs, the shorter the fewer are left, so that threads that are done take some.
-// One at a time, in order, where items wait for others.
+// One at a time, in order, where items wait for others, or the heavy ones are to go first.
 enum class Order : uint8_t { sections, one_by_one };
 
 // Waits for another thread, which must be at work already: mostly that is soon done, but it may
@@ -46,18 +46,18 @@ class Patience {
 // the result. The other thread must work on an item that was taken before.
 void wait_for_turn(const std::atomic<Index>& turn, Index wanted);
 
-// Calls f(item, thread) once for every item in [0, items), thread in [0, threads); a section's
-// items are taken in order, so the heavy ones go first. With one thread it is a plain loop. f must
-// not throw.
+// Calls f(item, thread) once for every item in [0, items), thread in [0, threads). With one thread
+// it is a plain loop. f must not throw.
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
                     Order order = Order::sections);
-// The same, and then(0, thread) on each of several threads when no item is left to take.
+// The same, and on each of several threads then(0, thread) when no item is left to take; others may
+// still be at work on theirs.
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
                     ItemFunction then);
 
 // The parts of an item that is one thread's, for others to take when there are no items left. What
 // they work on may be that thread's own memory: it waits for them before it begins anew.
-class alignas(kApart) Parts {
+class alignas(kAlignment) Parts {
  public:
   // The item's own thread does `count` parts, or waits until others have done them.
   template <class F>

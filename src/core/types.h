@@ -7,9 +7,9 @@
 
 namespace cattn {
 
-inline constexpr Index kAlignment = 64;
-// What one thread writes is so far from what another does: a core fetches cache lines in pairs.
-inline constexpr Index kApart = 128;
+// Of parts of a workspace, so that what one thread writes is not beside what another does: a core
+// fetches cache lines in pairs.
+inline constexpr Index kAlignment = 128;
 
 // Bytes of one element; 8 for codes that validation refuses.
 constexpr Index dtype_size(int32_t dtype) {

@@ -122,7 +122,7 @@ struct ScaledRow {
   }
 };
 
-// The weight e^(factor ln(2) s - lse) of a row's lse, to all digits of T.
+// The weight e^(factor ln(2) s - lse) of a row's lse, to all digits of T; below 2^-124 it may be 0.
 template <class T>
 CATTN_INLINE typename Vec<T>::V weight_from_lse(typename Vec<T>::V s, typename Vec<T>::V factor,
                                                 const ScaledRow<T>& row) {
@@ -131,7 +131,8 @@ CATTN_INLINE typename Vec<T>::V weight_from_lse(typename Vec<T>::V s, typename V
     // The exponent's whole number first, by which what is left of it is rounded once.
     const auto x = X::fms(s, factor, row.shift);
     typename X::V n;
-    const auto last_bits = X::small_integer(x, n);
+    // Of an x too large for it, which is of another lse, the rest takes the weight to inf.
+    const auto last_bits = X::small_integer(X::min(X::set1(T(127)), x), n);
     const auto f = X::fms(s, factor, X::add(n, row.shift));
     const auto p = X::mul(exp2_polynomial<T>(f), X::scale2_by_last_bits(row.scale, last_bits));
     return X::zero_below(X::set1(T(-124)), x, p);

@@ -1,8 +1,8 @@
 // How the kernels' matrices are packed and multiplied: by fused multiply-adds of T, in panels. The
 // kernels are templates of this class; pair_matrices-inl.h is another like it.
 
-// out += tile * value of one block, or out = tile * value without `add`; where value holds a NaN or
-// inf, masked elements are left out. beside.step() before each row tile.
+// out += tile * value of one block, or out = tile * value without `add` in the rows of the block;
+// where value holds a NaN or inf, masked elements are left out. beside.step() before each row tile.
 template <class T, class Beside = NothingBeside>
 CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const T* value,
                                    bool finite, Index value_dim, T* out, bool add = true,
@@ -81,7 +81,7 @@ struct FmaMatrices {
     using Tiles = typename Tile::template Forward<T>;
 
    public:
-    static constexpr bool keeps = false, sums_kept = false, begins_outputs = true;
+    static constexpr bool keeps = false, sums_kept = false, begins_outputs = false;
     static Index scratch_bytes(Index, Index) { return 0; }
     template <class S>
     static PackedQueries<T> pack_queries(const ForwardTask& t, T* query, void*) {

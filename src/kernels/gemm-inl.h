@@ -41,6 +41,7 @@ CATTN_INLINE void repeat(Count<kKnown> count, F f) {
 template <class T, class F>
 CATTN_INLINE auto with_known_panels(Index cols, F f) {
   constexpr int panel = static_cast<int>(kPanel<T>);
+  static_assert(32 % panel == 0);
   if (cols == 32) return f(Count<32 / panel>{});
   if (cols == 64) return f(Count<64 / panel>{});
   return f(Count<0>{cols / panel});
@@ -212,10 +213,9 @@ CATTN_INLINE void clear_panels(T* c, Index rows, Index cols, Index c_rows) {
 }
 
 // All panels of a product: c (c_rows, cols) += left (rows, depth range) times right, row tile by
-// row tile, or without `add` = for the rows of all tiles. depth_range(r, kRows) gives the k that
-// can be nonzero in those rows.
-// The panel is the outer loop: it stays in L1 while the rows of `left` pass by. beside.step()
-// before each tile.
+// row tile; without `add` they are set, in all rows that tiles reach, up to the last vector that
+// has columns. depth_range(r, kRows) gives the k that can be nonzero in those rows. The panel is
+// the outer loop: it stays in L1 while the rows of `left` pass by. beside.step() before each tile.
 template <class T, class Left, class DepthRange, class Beside = NothingBeside>
 CATTN_INLINE void accumulate_panels(Left left, Index rows, const T* right, Index right_rows,
                                     Index cols, T* c, Index c_rows, DepthRange depth_range,

@@ -83,8 +83,9 @@ struct Vec<float> {
     const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23);
     return mul(p, _mm256_castsi256_ps(bits));
   }
-  // The integer n nearest to x for |x| <= 2^21, and p 2^n if it is a normal number as p is: half of
-  // the instructions that fraction() and scale2() take. Returns n in the last bits of a float.
+  // The integer n nearest to x for |x| <= 2^21, anything for others, and p 2^n if it is a normal
+  // number as p is: half of the instructions that fraction() and scale2() take. Returns n in the
+  // last bits of a float.
   CATTN_INLINE static V small_integer(V x, V& n) {
     const V rounding = set1(1.5f * (1 << 23)), last_bits = add(x, rounding);
     n = sub(last_bits, rounding);
