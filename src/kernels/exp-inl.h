@@ -122,7 +122,8 @@ struct ScaledRow {
   }
 };
 
-// The weight e^(factor ln(2) s - lse) of a row's lse, to all digits of T; below 2^-124 it may be 0.
+// The weight e^(factor ln(2) s - lse) of a row's lse, to all digits of T. One that is no normal
+// number may be 0, or anything of its size.
 template <class T>
 CATTN_INLINE typename Vec<T>::V weight_from_lse(typename Vec<T>::V s, typename Vec<T>::V factor,
                                                 const ScaledRow<T>& row) {
@@ -135,7 +136,7 @@ CATTN_INLINE typename Vec<T>::V weight_from_lse(typename Vec<T>::V s, typename V
     const auto last_bits = X::small_integer(X::min(X::set1(T(127)), x), n);
     const auto f = X::fms(s, factor, X::add(n, row.shift));
     const auto p = X::mul(exp2_polynomial<T>(f), X::scale2_by_last_bits(row.scale, last_bits));
-    return X::zero_below(X::set1(T(-124)), x, p);
+    return X::zero_below(X::set1(T(-126.5)), x, p);  // n is -126 at least
   } else {
     return X::mul(exp2_above<T>(X::mul(s, factor), row.shift), row.scale);
   }
