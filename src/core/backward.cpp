@@ -92,7 +92,6 @@ class Backward {
     Sizes sizes = total_;
     if (!shared_) {
       sizes = {};
-      const auto aligned = [](Index n) { return ceil_div(n, kAlignment) * kAlignment; };
       most_.rows = aligned(most_.rows);
       most_.marks = aligned(most_.marks);
       sizes.add(most_, threads_);
@@ -173,8 +172,7 @@ class Backward {
     grad_out_bytes_ = k_.packed_bytes(Operand::grad_out, tiling_, p_.value_dim);
     dq_bytes_ = k_.accumulator_bytes(tiling_.query_block, p_.head_dim);
     tile_bytes_ = tiling_.query_block * tiling_.key_block * k_.arithmetic_size;
-    scratch_bytes_ =
-        ceil_div(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim), kAlignment) * kAlignment;
+    scratch_bytes_ = aligned(k_.backward_scratch_bytes(p_.head_dim, p_.value_dim));
     block_keys_at_ = block_layout_.add(k_.packed_bytes(Operand::key, tiling_, p_.head_dim));
     block_values_at_ = block_layout_.add(k_.packed_bytes(Operand::value_t, tiling_, p_.value_dim));
     block_key_rows_at_ =

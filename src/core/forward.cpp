@@ -114,7 +114,6 @@ class Forward {
 
  private:
   void lay_out(Place end, int32_t threads) {
-    const auto aligned = [](Index bytes) { return ceil_div(bytes, kAlignment) * kAlignment; };
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
     };
@@ -134,7 +133,7 @@ class Forward {
 
   // Of what a thread packs for itself.
   Place place_of(int32_t thread) const {
-    return {thread * most_blocks_, thread * (ceil_div(most_blocks_, kAlignment) * kAlignment)};
+    return {thread * most_blocks_, thread * aligned(most_blocks_)};
   }
 
   // Set 1 holds the tangents.

@@ -32,5 +32,6 @@ constexpr Storage storage_of(int32_t dtype) {
 }
 
 constexpr Index ceil_div(Index n, Index d) { return (n + d - 1) / d; }
+constexpr Index aligned(Index n) { return ceil_div(n, kAlignment) * kAlignment; }
 
 }  // namespace cattn

@@ -9,7 +9,7 @@ namespace cattn {
 
 class Workspace {
  public:
-  // At least `bytes` bytes, aligned to a page for large blocks and to a cache line for small ones.
+  // At least `bytes` bytes, aligned to a page for large blocks and to kAlignment for small ones.
   explicit Workspace(Index bytes);
   ~Workspace();
   Workspace(const Workspace&) = delete;
@@ -25,7 +25,7 @@ class Workspace {
 // Lays out parts of a workspace: first add() them all, then allocate, then place() each.
 class Layout {
  public:
-  // Offset of a part of `bytes` bytes, aligned to a cache line.
+  // Offset of a part of `bytes` bytes, aligned to kAlignment.
   Index add(Index bytes);
   Index bytes() const { return end_; }
 

@@ -639,13 +639,11 @@ CATTN_INLINE Index accumulator_panel_rows(bool query_side, Index cols) {
 template <class M>
 void clear(const ClearTask& t) {
   using T = typename M::T;
-  T* panel = static_cast<T*>(t.accumulator);
   const Index panel_rows = accumulator_panel_rows<M>(t.query_side, t.cols);
   const bool transposed = is_transposed_accumulator<M>(t.query_side);
   const Index rows = transposed ? panel_rows : round_up(t.rows, M::row_padding);
   const Index cols = transposed ? t.rows : t.cols;
-  for (Index col = 0; col < cols; col += kPanel<T>, panel += panel_rows * kPanel<T>)
-    fill(panel, rows * kPanel<T>, T(0));
+  clear_panels(static_cast<T*>(t.accumulator), rows, cols, panel_rows);
 }
 
 template <class M, class S>

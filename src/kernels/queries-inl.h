@@ -27,8 +27,7 @@ CATTN_INLINE T pack_scaled_queries(ConstRows q, const ForwardTask& t, T* packed)
   using X = Vec<T>;
   constexpr Index query_block = Tile::Forward<T>::query_block;
   const Index tile_rows = smaller(round_up(t.rows, M::row_padding), query_block);
-  for (Index col = 0; col < t.head_dim; col += kPanel<T>)
-    fill(packed + col * query_block + t.rows * kPanel<T>, (tile_rows - t.rows) * kPanel<T>, T(0));
+  clear_panels(packed + t.rows * kPanel<T>, tile_rows - t.rows, t.head_dim, query_block);
   const auto factor = X::set1(static_cast<T>(query_factor<M>(*t.terms)));
   return with_known_panels<T>(t.head_dim, [&](auto panels) {
     return largest_norm<T>(t.rows, [&](Index r) {
