@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import timeit
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def measure(
             _wait_until_idle()
             peaks.append(fma_peak.measure(case.threads or 1))
 
-    _take_turns(turns.values(), seconds, measure_peak)
+    _take_turns(list(turns.values()), seconds, measure_peak)
     timings = {name: turn.timing(differences[name]) for name, turn in turns.items()}
     for name, timing in timings.items():
         budget.record(name, case, timing.median)
@@ -155,11 +155,15 @@ class Turns:
         return Timing(median, low, high, len(self.samples), self.repeats, difference)
 
 
-def _take_turns(turns: Collection[Turns], seconds: float, begin_round: Callable[[], None]) -> None:
+def _take_turns(turns: Sequence[Turns], seconds: float, begin_round: Callable[[], None]) -> None:
+    """Take rounds; every other one the other way round, so that none is always behind the same.
+
+    A long call leaves a processor hot, and the next one slower.
+    """
     rounds, end = 0, time.perf_counter() + seconds
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < end):
         begin_round()
-        for turn in turns:
+        for turn in turns if rounds % 2 == 0 else reversed(turns):
             if rounds < turn.most:
                 _wait_until_idle()
                 turn.samples.append(_time(turn.task, turn.repeats, turn.once < SHORT_CALL))

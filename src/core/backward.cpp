@@ -69,6 +69,11 @@ class Backward {
  public:
   Backward(const Problem& problem, const KernelSet& kernels)
       : p_(problem), k_(kernels), tiling_(kernels.backward_tiling), pairs_(p_.batch * p_.heads_kv) {
+    const auto is_wide = [&](const View& to) {
+      return !to || to.element_size == k_.arithmetic_size;
+    };
+    writes_rows_ =
+        k_.writes_rows && !p_.dbias && is_wide(p_.dq) && is_wide(p_.dk) && is_wide(p_.dv);
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
       Entry e{b, p_.sequence(b), p_.band(b), 0, 0, 0, total_.queries, total_.rows};
@@ -301,11 +306,14 @@ class Backward {
     }
     k_.row_terms(terms);
     if (p_.dq) {
-      k_.clear({packed.dq + block * dq_bytes_, true, rows, p_.head_dim});
+      if (!is_one_block(e)) clear_dq(e, block, packed);
       const BlockRange attended = key_blocks_of(e, block);
       ::new (packed.turns + block) std::atomic<Index>(attended.first);
       if (attended.count == 0) flush_dq(e, h, block, nullptr);
     }
+  }
+  void clear_dq(const Entry& e, Index block, const PackedQueries& packed) const {
+    k_.clear({packed.dq + block * dq_bytes_, true, query_rows(e, block), p_.head_dim});
   }
   // Where the `numbers` per row of a query block stand.
   char* row_term(const Entry& e, char* terms, Index numbers, Index block) const {
@@ -350,9 +358,40 @@ class Backward {
     return {first, ceil_div(queries.end, tiling_.query_block) - first};
   }
 
+  // Whether the pairs of an entry are one block of queries and one of keys each, to whose gradients
+  // nothing else adds.
+  bool is_one_block(const Entry& e) const {
+    return writes_rows_ && e.group_query_blocks == 1 && e.key_blocks == 1;
+  }
+  // The gradients of such a pair, if its operands are finite, straight to memory.
+  bool write_pair(const Entry& e, Index h, const PackedQueries& packed, int32_t thread) const {
+    const Index rows = key_rows(e, 0);
+    const MaskKind kind = mask_kind(e, h, 0, 0);
+    if (query_blocks_of(e, 0).count == 0 || rows == 0 || kind == MaskKind::empty) return false;
+    const PackedKeys keys = packed_keys(0, thread);
+    pack_keys(e, h, 0, static_cast<bool>(p_.dq), keys);
+    const ScoreTerms terms = p_.terms(e.batch, h);
+    BackwardTask t =
+        task(e, 0, keys, 0, packed, kind == MaskKind::full ? without_mask(terms) : terms);
+    if (!(t.flags & kBlockFinite)) return false;
+    t.scratch = scratch(thread);
+    const Index b = e.batch, first_query = e.sequence.first_query, first_key = e.sequence.first_key;
+    if (p_.dq) t.dq_rows = {p_.writable_rows(p_.dq, b, h, first_query), p_.scale};
+    if (p_.dk) t.dk_rows = {p_.writable_rows(p_.dk, b, h, first_key), p_.scale};
+    if (p_.dv) t.dv_rows = {p_.writable_rows(p_.dv, b, h, first_key), p_.dropout.kept_scale};
+    k_.backward(t);
+    if (p_.dk) clear_past_end(e, h, 0, p_.dk, p_.head_dim);
+    if (p_.dv) clear_past_end(e, h, 0, p_.dv, p_.value_dim);
+    return true;
+  }
+
   // A run of key blocks from `first` on against all the query blocks that attend them.
   void key_blocks_at(const Entry& e, Index h, Index first, const PackedQueries& packed,
                      int32_t thread) const {
+    if (is_one_block(e)) {
+      if (write_pair(e, h, packed, thread)) return;
+      if (p_.dq) clear_dq(e, 0, packed);
+    }
     const Index end = std::min(first + run_length_, e.key_blocks);
     const BlockRange range = query_blocks_of(e, first, end - first);
     const auto keys_of = [&](Index b) { return packed_keys(b - first, thread); };
@@ -425,10 +464,14 @@ class Backward {
   void flush_keys(const Entry& e, Index h, Index block, const void* accumulator, const View& to,
                   Index cols, double factor) const {
     const Index first = e.sequence.first_key + block * tiling_.key_block;
+    flush(to, {accumulator, false, key_rows(e, block), cols, factor,
+               p_.writable_rows(to, e.batch, h, first)});
+    clear_past_end(e, h, block, to, cols);
+  }
+  void clear_past_end(const Entry& e, Index h, Index block, const View& to, Index cols) const {
     const Index rows = key_rows(e, block), written = written_rows(e, block);
-    flush(to, {accumulator, false, rows, cols, factor, p_.writable_rows(to, e.batch, h, first)});
-    flush(to, {nullptr, false, written - rows, cols, factor,
-               p_.writable_rows(to, e.batch, h, first + rows)});
+    const Index first = e.sequence.first_key + block * tiling_.key_block + rows;
+    flush(to, {nullptr, false, written - rows, cols, 1, p_.writable_rows(to, e.batch, h, first)});
   }
 
   void flush(const View& to, const FlushTask& task) const {
@@ -593,6 +636,7 @@ class Backward {
   int32_t threads_ = 1;
   Index run_length_ = 1;  // key blocks at a time
   bool shared_ = false;
+  bool writes_rows_ = false;  // whether gradients may go to memory without an accumulator
   Layout layout_;
   char* data_ = nullptr;
   const MaskBlocks* mask_blocks_ = nullptr;

@@ -574,9 +574,9 @@ void backward(const BackwardTask& t) {
       apply_slope_row(ds + row * key_block, slope + row * key_block, begin, end);
     });
   }
-  if (t.dv) matrices.add_dv(kept ? nullptr : p);
-  if (t.dk) matrices.add_dk(kept ? nullptr : ds);
-  if (t.dq && !kept) matrices.add_dq(ds);
+  if (t.dv || t.dv_rows.out.data) matrices.add_dv(kept ? nullptr : p);
+  if (t.dk || t.dk_rows.out.data) matrices.add_dk(kept ? nullptr : ds);
+  if ((t.dq || t.dq_rows.out.data) && !kept) matrices.add_dq(ds);
   matrices.settle();
 }
 

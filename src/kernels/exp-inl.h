@@ -1,5 +1,6 @@
 // exp2 by range reduction to [-1/2, 1/2] and a minimax polynomial with p(0) = 1 exactly: relative
-// error 2.6e-9 (float32, degree 6) and 1.8e-17 (float64, degree 11) before rounding.
+// error 2.6e-9 (float32, degree 6) and 1.8e-17 (float64, degree 11) before rounding. Where an
+// instruction multiplies by 2^floor(x), float32 is reduced to [0, 1], which saves another one.
 // Coefficients by the Remez exchange on the relative error p(x) / 2^x - 1.
 
 constexpr double kLog2e = 1.4426950408889634074;
@@ -47,9 +48,20 @@ constexpr double exp2_series(double x) {
   return sum;
 }
 
-// On [0, 1] instead, one degree less, for what is kept in fewer digits than float32's: relative
-// error 8.3e-8.
+// On [0, 1] instead: relative error 2.0e-9.
 struct Exp2PolynomialAbove {
+  static constexpr int degree = 6;
+  static constexpr float c[degree + 1] = {1.0f,
+                                          0.6931470444f,
+                                          0.2402293056f,
+                                          0.05548528062f,
+                                          0.009675451567f,
+                                          0.001246784645f,
+                                          0.0002161291495f};
+};
+
+// One degree less, for what is kept in fewer digits than float32's: relative error 8.3e-8.
+struct ShortExp2PolynomialAbove {
   static constexpr int degree = 5;
   static constexpr float c[degree + 1] = {1.0f,           0.6931512952f,   0.2401644439f,
                                           0.05579991266f, 0.009017030708f, 0.00186713005f};
@@ -72,11 +84,25 @@ CATTN_INLINE typename Vec<T>::V exp2_polynomial(typename Vec<T>::V f) {
   return p;
 }
 
+// Whether there are instructions for x - floor(x) and p 2^floor(x).
+template <class T>
+constexpr bool kFloors = requires { &Vec<T>::scale2_below; };
+
+// 2^(x + kShift), the shift without rounding, by a polynomial on [0, 1].
+template <class T, int kShift, class Poly>
+CATTN_INLINE typename Vec<T>::V exp2_by_floor(typename Vec<T>::V x) {
+  return Vec<T>::scale2_below(exp2_polynomial<T, kShift, Poly>(Vec<T>::fraction_above(x)), x);
+}
+
 // 2^(x + kShift), the shift without rounding; exp2(-inf) = 0 and NaN stays NaN.
 template <class T, int kShift = 0>
 CATTN_INLINE typename Vec<T>::V exp2(typename Vec<T>::V x) {
-  const auto f = Vec<T>::fraction(x);
-  return Vec<T>::scale2(exp2_polynomial<T, kShift>(f), x, f);
+  if constexpr (kFloors<T>) {
+    return exp2_by_floor<T, kShift, Exp2PolynomialAbove>(x);
+  } else {
+    const auto f = Vec<T>::fraction(x);
+    return Vec<T>::scale2(exp2_polynomial<T, kShift>(f), x, f);
+  }
 }
 
 // The same of |x| <= 100 where the result is a normal number.
@@ -93,12 +119,23 @@ CATTN_INLINE typename Vec<T>::V exp2_small(typename Vec<T>::V x) {
 
 // 2^(x - reference) for an integral reference, without rounding the difference: two references
 // give the same digits. x = reference = inf gives NaN.
+template <class T, class Poly>
+CATTN_INLINE typename Vec<T>::V exp2_above_by_floor(typename Vec<T>::V x,
+                                                    typename Vec<T>::V reference) {
+  using X = Vec<T>;
+  const auto f = X::fraction_above(x);
+  return X::scale2_below(exp2_polynomial<T, 0, Poly>(f), X::sub(X::sub(x, f), reference));
+}
 template <class T>
 CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>::V reference) {
   using X = Vec<T>;
-  typename X::V n, f;
-  X::integer_and_fraction(x, n, f);
-  return X::scale2(exp2_polynomial<T>(f), X::sub(n, reference), X::zero());
+  if constexpr (kFloors<T>) {
+    return exp2_above_by_floor<T, Exp2PolynomialAbove>(x, reference);
+  } else {
+    typename X::V n, f;
+    X::integer_and_fraction(x, n, f);
+    return X::scale2(exp2_polynomial<T>(f), X::sub(n, reference), X::zero());
+  }
 }
 
 // The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of
@@ -168,16 +205,14 @@ struct WholeExponential {
 template <class T>
 struct ShortExponential {
   using X = Vec<T>;
+  using Poly = ShortExp2PolynomialAbove;
   using V = typename X::V;
   template <int kShift>
   CATTN_INLINE static V of(V x) {
-    const V f = X::fraction_above(x);
-    return X::scale2_below(exp2_polynomial<T, kShift, Exp2PolynomialAbove>(f), x);
+    return exp2_by_floor<T, kShift, Poly>(x);
   }
   CATTN_INLINE static V above(V x, V reference) {
-    const V f = X::fraction_above(x);
-    const V p = exp2_polynomial<T, 0, Exp2PolynomialAbove>(f);
-    return X::scale2_below(p, X::sub(X::sub(x, f), reference));
+    return exp2_above_by_floor<T, Poly>(x, reference);
   }
   using OfRow = ScaledRow<T>;
   CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
@@ -206,9 +241,7 @@ struct RoundedExponential {
   using V = typename X::V;
   using OfRow = SubtractedRow<T>;
   CATTN_INLINE static V from_lse(V s, V factor, const OfRow& row) {
-    const V x = row.exponent(s, factor);
-    return X::scale2_below(exp2_polynomial<T, 0, Exp2PolynomialOfBFloat16>(X::fraction_above(x)),
-                           x);
+    return exp2_by_floor<T, 0, Exp2PolynomialOfBFloat16>(row.exponent(s, factor));
   }
 };
 // By a table of the powers of 2^(1/32): half of the multiplications of WholeExponential, and as

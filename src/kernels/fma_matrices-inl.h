@@ -12,9 +12,9 @@ CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const
   const LeftRows<T, key_block> left{tile};
   if (finite) {
     const AttendedTiles attended(block);
-    accumulate_panels<T>(
-        left, block.rows, value, key_block, value_dim, out, query_block,
-        [&](Index r, Index count) { return attended.columns(r, count); }, add, beside);
+    multiply_panels<T>(
+        left, block.rows, value, key_block, value_dim, ToPanels<T>{out, query_block, add},
+        [&](Index r, Index count) { return attended.columns(r, count); }, beside);
     return;
   }
   if (!add) clear_panels(out, block.rows, value_dim, query_block);
@@ -55,6 +55,7 @@ struct FmaMatrices {
   static constexpr bool keeps_gradients = false,
                         transposes_keys = false;  // see PairMatrices
   static constexpr int weight_parts = 1;
+  static constexpr bool writes_rows = true;
 
   // Calls f<kRows>(row) for the row tiles that products are made of.
   template <class F>
@@ -113,6 +114,14 @@ struct FmaMatrices {
       accumulate_block(block, tile, reinterpret_cast<const T*>(value), (flags & kBlockFinite) != 0,
                        t_.value_dim, out, add, beside);
     }
+    // out = tile * value of the only block, which is finite, times the rows' factors.
+    CATTN_INLINE void multiply_only(const ScoreBlock& block, const T* tile, const char* value,
+                                    const ToRows<T>& out) {
+      const AttendedTiles attended(block);
+      multiply_panels<T>(LeftRows<T, Tiles::key_block>{tile}, block.rows,
+                         reinterpret_cast<const T*>(value), Tiles::key_block, t_.value_dim, out,
+                         [&](Index r, Index count) { return attended.columns(r, count); });
+    }
     void accumulate_kept(const ScoreBlock&, const char*, T*, bool) {}
     void add_kept_sums(const ScoreBlock&, T*) {}
     CATTN_INLINE void settle() {}
@@ -151,11 +160,13 @@ struct FmaMatrices {
     CATTN_INLINE bool keeps() const { return false; }
     // dv += p^T dO
     CATTN_INLINE void add_dv(const T* p) {
-      add_transposed(p, static_cast<const T*>(t_.grad_out), t_.value_dim, static_cast<T*>(t_.dv));
+      add_transposed(p, static_cast<const T*>(t_.grad_out), t_.value_dim, static_cast<T*>(t_.dv),
+                     t_.dv_rows);
     }
     // dk += ds^T Q
     CATTN_INLINE void add_dk(const T* ds) {
-      add_transposed(ds, static_cast<const T*>(t_.query), t_.head_dim, static_cast<T*>(t_.dk));
+      add_transposed(ds, static_cast<const T*>(t_.query), t_.head_dim, static_cast<T*>(t_.dk),
+                     t_.dk_rows);
     }
     // dq += ds K
     CATTN_INLINE void add_dq(const T* ds) {
@@ -167,19 +178,44 @@ struct FmaMatrices {
                                query_block);
         return;
       }
-      accumulate_panels<T>(left, t_.rows, key_rows, key_block, t_.head_dim, dq, query_block,
-                           [&](Index r, Index count) { return attended_.columns(r, count); });
+      multiply_panels_to(t_.dq_rows, left, t_.rows, key_rows, key_block, t_.head_dim,
+                         ToPanels<T>{dq, query_block, true},
+                         [&](Index r, Index count) { return attended_.columns(r, count); });
     }
 
    private:
-    CATTN_INLINE void add_transposed(const T* tile, const T* right, Index cols, T* sum) {
+    // To the accumulator, or to rows in memory.
+    template <class Left, class DepthRange>
+    CATTN_INLINE static void multiply_panels_to(const ResultRows& rows, Left left, Index left_rows,
+                                                const T* right, Index right_rows, Index cols,
+                                                const ToPanels<T>& sum, DepthRange depth_range) {
+      if (rows.out.data) {
+        multiply_to_rows(rows, left, left_rows, right, right_rows, cols, depth_range);
+      } else {
+        multiply_panels<T>(left, left_rows, right, right_rows, cols, sum, depth_range);
+      }
+    }
+    // A function of its own: the other loop keeps its registers.
+    template <class Left, class DepthRange>
+    [[gnu::noinline]] static void multiply_to_rows(const ResultRows& rows, Left left,
+                                                   Index left_rows, const T* right,
+                                                   Index right_rows, Index cols,
+                                                   DepthRange depth_range) {
+      const T factor = static_cast<T>(rows.factor);
+      const ToRows<T> to{
+          static_cast<T*>(rows.out.data), rows.out.row_stride, left_rows, cols, &factor, 0};
+      multiply_panels<T>(left, left_rows, right, right_rows, cols, to, depth_range);
+    }
+    CATTN_INLINE void add_transposed(const T* tile, const T* right, Index cols, T* sum,
+                                     const ResultRows& rows) {
       const LeftColumns<T, key_block> left{tile};
       if (skips_) {
         accumulate_skipping<T>(left, t_.cols, right, query_block, t_.rows, cols, sum, key_block);
         return;
       }
-      accumulate_panels<T>(left, t_.cols, right, query_block, cols, sum, key_block,
-                           [&](Index c, Index count) { return attended_.rows_of(c, count); });
+      multiply_panels_to(rows, left, t_.cols, right, query_block, cols,
+                         ToPanels<T>{sum, key_block, true},
+                         [&](Index c, Index count) { return attended_.rows_of(c, count); });
     }
 
     const BackwardTask& t_;

@@ -120,21 +120,30 @@ CATTN_INLINE void store_rows(S* out, Index stride, Index panel_rows, Range rows,
   });
 }
 
+// Calls f(rows, factors) for `width` rows at a time, whose lses go to memory.
+template <class T, class F>
+CATTN_INLINE void finish_sums(const ForwardTask& t, const ForwardScratch<T>& scratch, F f) {
+  constexpr Index width = Vec<T>::width;
+  for (Index first = 0; first < t.rows; first += width) {
+    const Index count = smaller(width, t.rows - first);
+    const RowResults<T> results = row_results(t, scratch, first);
+    f(Range{first, first + count}, results.factors);
+    for (Index r = 0; t.lse && r < count; ++r)
+      static_cast<T*>(t.lse)[(first + r) * t.lse_stride] = results.lses[r];
+  }
+}
+
 // out = o / sum and lse. S is the type in memory.
 template <class T, class S>
 CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   using X = Vec<T>;
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
-  for (Index first = 0; first < t.rows; first += X::width) {
-    const Index count = smaller(X::width, t.rows - first);
-    const RowResults<T> results = row_results(t, scratch, first);
-    store_rows<T>(static_cast<S*>(t.out.data), t.out.row_stride, query_block,
-                  Range{first, first + count}, t.value_dim, [&](Index r, Index at) {
-                    return X::mul(X::load(scratch.out + at), X::set1(results.factors[r - first]));
+  finish_sums(t, scratch, [&](Range rows, const T* factors) {
+    store_rows<T>(static_cast<S*>(t.out.data), t.out.row_stride, query_block, rows, t.value_dim,
+                  [&](Index r, Index at) {
+                    return X::mul(X::load(scratch.out + at), X::set1(factors[r - rows.begin]));
                   });
-    for (Index r = 0; t.lse && r < count; ++r)
-      static_cast<T*>(t.lse)[(first + r) * t.lse_stride] = results.lses[r];
-  }
+  });
 }
 
 template <class T>
@@ -375,10 +384,15 @@ struct StoreBoundedProbabilities {
   }
 };
 
-// The loop over key blocks, shared by all types in memory.
+// Whether products with values can be finished while they are in registers.
+template <class M>
+constexpr bool kFinishesRows = requires { &M::Forward::multiply_only; };
+
+// The loop over key blocks, shared by all types in memory. `out`: where results are numbers of T,
+// else null. Where a task attends one block only, they go there at once; returns whether they did.
 template <class M, class T = typename M::T>
-[[gnu::noinline]] void attend(const ForwardTask& t, const ForwardScratch<T>& scratch,
-                              const PackedQueries<T>& queries, ForwardAhead ahead) {
+[[gnu::noinline]] bool attend(const ForwardTask& t, const ForwardScratch<T>& scratch,
+                              const PackedQueries<T>& queries, ForwardAhead ahead, T* out) {
   using Tiles = typename Tile::Forward<T>;
   constexpr Index key_block = Tiles::key_block;
   constexpr Tiling tiling{Tiles::query_block, key_block};
@@ -402,6 +416,9 @@ template <class M, class T = typename M::T>
     if (!begin_outputs(row))
       clear_out<M>(smaller(M::row_group, t.rows - row), t.value_dim, scratch.from(row).out);
   };
+  const Range blocks = attended_blocks<T>(t);
+  const bool is_only = out && blocks.end - blocks.begin == 1;
+  bool is_done = false;
   bool has_more = false;
   const auto add_more = [&](Index row) {
     if (!has_more) return;
@@ -489,6 +506,18 @@ template <class M, class T = typename M::T>
         }
         if (terms.dropout.on) drop_rows<M>(rows.score, block, terms.dropout);
         const char* const value = t.values + index * value_bytes;
+        if constexpr (kFinishesRows<M>) {
+          if (is_only && (flags & kBlockFinite)) {
+            T factors[round_up(Tiles::query_block, Vec<T>::width)];
+            finish_sums(t, scratch, [&](Range of, const T* part) {
+              for (Index r = of.begin; r < of.end; ++r) factors[r] = part[r - of.begin];
+            });
+            matrices.multiply_only(block, rows.score, value,
+                                   {out, t.out.row_stride, t.rows, t.value_dim, factors, 1});
+            is_done = true;
+            return;
+          }
+        }
         if (keeps) {
           matrices.add_kept_sums(block, rows.weight_sum);
           if constexpr (!M::Forward::begins_outputs) clear_new_outputs(row);
@@ -503,11 +532,13 @@ template <class M, class T = typename M::T>
         }
       },
       add_more);
+  if (is_done) return true;
   matrices.settle();
   for (Index row = 0; row < t.rows; row += M::row_group) clear_new_outputs(row);
   if constexpr (M::weight_exponent != 0) {
     for (Index r = 0; r < t.rows; ++r) scratch.reference[r] -= T(M::weight_exponent);
   }
+  return false;
 }
 
 template <class M, class S>
@@ -516,9 +547,13 @@ void forward(const ForwardTask& t) {
                                         M::sums_afresh);
   if (!t.lse) scratch.sum = scratch.weight_sum;  // who would need the other one?
   prepare_rows<M>(t, scratch);
-  attend<M>(t, scratch, M::Forward::template pack_queries<S>(t, scratch.query, scratch.end),
-            ForwardAhead::of<S>(t));
-  finish_rows<typename M::T, S>(t, scratch);
+  using T = typename M::T;
+  T* out = nullptr;
+  if constexpr (kFinishesRows<M> && __is_same(S, T)) out = static_cast<T*>(t.out.data);
+  const bool is_done =
+      attend<M>(t, scratch, M::Forward::template pack_queries<S>(t, scratch.query, scratch.end),
+                ForwardAhead::of<S>(t), out);
+  if (!is_done) finish_rows<T, S>(t, scratch);
 }
 
 // The probabilities themselves, from the lse: weights = e^(s - lse).

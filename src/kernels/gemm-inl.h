@@ -148,24 +148,80 @@ CATTN_INLINE void product_of_panels(const T* left, Index left_panel, const T* ri
   }
 }
 
-// c (kRows, kVectors * width; row stride kPanel) += left times right, or c = left times right
-// without `add`. The sum over k starts fresh and is added once, which keeps the rounding error of
-// long sums small.
-template <class T, int kRows, int kVectors, class Left>
-CATTN_INLINE void accumulate_product(Left left, const T* right, Index depth, T* c, bool add) {
+// Where the tiles of a product go: c (c_rows, cols) += tile in panels, or c = tile without `add`.
+// The sum over the depth starts fresh and is added once, which keeps the rounding error of long
+// sums small.
+template <class T>
+struct ToPanels {
   using X = Vec<T>;
-  typename X::V acc[kRows][kVectors];
-  clear<T>(acc);
-  multiply_add<T>(acc, left, right, depth);
-  CATTN_UNROLL
-  for (int i = 0; i < kRows; ++i) {
+  T* c;
+  Index c_rows;
+  bool add;
+
+  template <int kRows, int kVectors>
+  CATTN_INLINE void operator()(const typename X::V (&tile)[kRows][kVectors], Index r,
+                               Index col) const {
     CATTN_UNROLL
-    for (int j = 0; j < kVectors; ++j) {
-      T* const p = c + i * kPanel<T> + j * X::width;
-      X::store(p, add ? X::add(X::load(p), acc[i][j]) : acc[i][j]);
+    for (int i = 0; i < kRows; ++i) {
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) {
+        T* const p = at(r + i, col) + j * X::width;
+        X::store(p, add ? X::add(X::load(p), tile[i][j]) : tile[i][j]);
+      }
     }
   }
-}
+  // A tile of zeros.
+  template <int kRows>
+  CATTN_INLINE void nothing(Index r, Index col) const {
+    if (!add) fill(at(r, col), kRows * kPanel<T>, T(0));
+  }
+
+ private:
+  CATTN_INLINE T* at(Index r, Index col) const { return c + col * c_rows + r * kPanel<T>; }
+};
+
+// The same to rows in memory, where they exist: out (rows, cols) = tile times the rows' factors,
+// which are factor_stride apart, or 0 if there is one for all.
+template <class T>
+struct ToRows {
+  using X = Vec<T>;
+  T* out;
+  Index row_stride, rows, cols;
+  const T* factors;
+  Index factor_stride;
+
+  template <int kRows, int kVectors>
+  CATTN_INLINE void operator()(const typename X::V (&tile)[kRows][kVectors], Index r,
+                               Index col) const {
+    T* const to = out + r * row_stride + col;
+    if (r + kRows <= rows && col + kVectors * X::width <= cols) {
+      CATTN_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        const auto factor = X::set1(factors[(r + i) * factor_stride]);
+        CATTN_UNROLL
+        for (int j = 0; j < kVectors; ++j)
+          X::store(to + i * row_stride + j * X::width, X::mul(tile[i][j], factor));
+      }
+      return;
+    }
+    T all[kRows][kVectors * X::width];
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) X::store(all[i] + j * X::width, tile[i][j]);
+    }
+    const Index count = smaller(kVectors * X::width, cols - col);
+    for (Index i = 0; i < smaller(kRows, rows - r); ++i) {
+      for (Index c = 0; c < count; ++c)
+        to[i * row_stride + c] = all[i][c] * factors[(r + i) * factor_stride];
+    }
+  }
+  template <int kRows>
+  CATTN_INLINE void nothing(Index r, Index col) const {
+    for (Index i = r; i < smaller(r + kRows, rows); ++i)
+      fill(out + i * row_stride + col, smaller(kPanel<T>, cols - col), T(0));
+  }
+};
 
 // Calls f.template operator()<kRows>(r) for tiles that cover `rows`: full tiles, then one of two
 // thirds or one third. The last tile may reach past `rows`, up to the next third.
@@ -212,27 +268,27 @@ CATTN_INLINE void clear_panels(T* c, Index rows, Index cols, Index c_rows) {
   for (Index col = 0; col < cols; col += kPanel<T>) fill(c + col * c_rows, rows * kPanel<T>, T(0));
 }
 
-// All panels of a product: c (c_rows, cols) += left (rows, depth range) times right, row tile by
-// row tile; without `add` they are set, in all rows that tiles reach, up to the last vector that
-// has columns. depth_range(r, kRows) gives the k that can be nonzero in those rows. The panel is
-// the outer loop: it stays in L1 while the rows of `left` pass by. beside.step() before each tile.
-template <class T, class Left, class DepthRange, class Beside = NothingBeside>
-CATTN_INLINE void accumulate_panels(Left left, Index rows, const T* right, Index right_rows,
-                                    Index cols, T* c, Index c_rows, DepthRange depth_range,
-                                    bool add = true, Beside&& beside = {}) {
+// All panels of a product, left (rows, depth range) times right (right_rows, cols), row tile by row
+// tile, to(tile, row, column): all rows that tiles reach, up to the last vector that has columns.
+// depth_range(r, kRows) gives the k that can be nonzero in those rows. The panel is the outer loop:
+// it stays in L1 while the rows of `left` pass by. beside.step() before each tile.
+template <class T, class Left, class To, class DepthRange, class Beside = NothingBeside>
+CATTN_INLINE void multiply_panels(Left left, Index rows, const T* right, Index right_rows,
+                                  Index cols, To to, DepthRange depth_range, Beside&& beside = {}) {
   for (Index col = 0; col < cols; col += kPanel<T>) {
     const bool narrow = cols - col <= kPanel<T> - Vec<T>::width;
     for_row_tiles(rows, [&]<int kRows>(Index r) {
       const auto [begin, end] = depth_range(r, kRows);
-      T* const to = c + r * kPanel<T>;
       if (begin >= end) {
-        if (!add) fill(to, kRows * kPanel<T>, T(0));
+        to.template nothing<kRows>(r, col);
         return;
       }
       beside.step();
       const auto product = [&]<int kVectors>() {
-        accumulate_product<T, kRows, kVectors>(left.at(r, begin), right + begin * kPanel<T>,
-                                               end - begin, to, add);
+        typename Vec<T>::V tile[kRows][kVectors];
+        clear<T>(tile);
+        multiply_add<T>(tile, left.at(r, begin), right + begin * kPanel<T>, end - begin);
+        to(tile, r, col);
       };
       if (narrow) {
         product.template operator()<Tile::vectors - 1>();
@@ -241,6 +297,5 @@ CATTN_INLINE void accumulate_panels(Left left, Index rows, const T* right, Index
       }
     });
     right += right_rows * kPanel<T>;
-    c += c_rows * kPanel<T>;
   }
 }

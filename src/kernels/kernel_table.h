@@ -137,6 +137,12 @@ struct JvpTask {
   Rows out_tangent;  // written: rows x value_dim
 };
 
+// Rows that results go to at once: out = factor * result.
+struct ResultRows {
+  Rows out;
+  double factor;
+};
+
 // One key block against one query block of one head: `backward` adds to dk, dv and dq. Without dq
 // it leaves the score gradients in scratch, from which `backward_dq` adds to it, if it is wanted:
 // the same bits, but they have to pass through memory.
@@ -152,6 +158,9 @@ struct BackwardTask {
   const void* row_scales;                // of row_terms
   const void* delta;                     // one per row: rowsum(dO * O) - dlse, 0 for an empty row
   void *dq, *dk, *dv;                    // accumulators (accumulator_bytes); null: not wanted
+  // Used in place of accumulators if not null, by kernels that write rows, where all operands are
+  // finite and nothing else adds to them; they are of the arithmetic type.
+  ResultRows dq_rows, dk_rows, dv_rows;
   // If not null, the gradients of the scores after softcap (query_block x key_block, row stride
   // key_block) are added here (for the gradient of the bias).
   void* dscore;
@@ -232,6 +241,7 @@ struct MatrixKernels {
   void (*clear)(const ClearTask&);
   void (*flush)(const FlushTask&);
   void (*flush_wide)(const FlushTask&);  // to rows of the arithmetic type
+  bool writes_rows;                      // see BackwardTask
 };
 
 struct KernelSet : MatrixKernels {

@@ -24,5 +24,6 @@ constexpr MatrixKernels matrix_kernels() {
           backward_dq<M>,
           clear<M>,
           flush<M, S>,
-          flush<M, T>};
+          flush<M, T>,
+          M::writes_rows};
 }

@@ -226,6 +226,7 @@ struct PairMatrices {
   static constexpr Index row_padding = Micro::row_padding;
   // What tile registers leave in memory goes through the L1 cache row tile by row tile.
   static constexpr bool finishes_in_registers = !Micro::stores_sums;
+  static constexpr bool writes_rows = false;
   static constexpr Index row_group =
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;
