@@ -264,3 +264,73 @@ def test_a_scale_below_float32(any_dtype):
     q, k, v = normal(1, 5, 8, dtype=any_dtype, count=3)
     expected = cattn.attention(q, k, v, scale=0.0, causal=True, return_lse=True)
     assert_same(cattn.attention(q, k, v, scale=1e-50, causal=True, return_lse=True), expected)
+
+
+@pytest.mark.parametrize(("lq", "d", "dv"), [(1, 32, 32), (7, 5, 17), (61, 64, 33), (64, 40, 96)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masked_blocks_of_keys_change_no_bit(dtype, lq, d, dv, causal):
+    """Results of one block of keys go straight to memory, those of several through accumulators."""
+    lk, hidden = 128, 100
+    q, dout = normal(3, lq, d, dtype=dtype, seed=0), normal(3, lq, dv, dtype=dtype, seed=1)
+    k, v = (normal(3, lk + hidden, n, dtype=dtype, seed=2 + i) for i, n in enumerate((d, dv)))
+    options = {"causal": causal, "causal_offset": 20} if causal else {}
+    mask = np.arange(lk + hidden) < lk
+    all_keys = cattn.attention(q, k, v, mask=mask, return_lse=True, **options)
+    all_gradients = cattn.attention_backward(
+        dout, q, k, v, all_keys.out, all_keys.lse, mask=mask, **options
+    )
+    k, v = k[:, :lk], v[:, :lk]
+    seen = cattn.attention(q, k, v, return_lse=True, **options)
+    gradients = cattn.attention_backward(dout, q, k, v, seen.out, seen.lse, **options)
+    assert_same(seen.out, all_keys.out)
+    assert_same(seen.lse, all_keys.lse)
+    assert_same(gradients.dq, all_gradients.dq)
+    for one, both in ((gradients.dk, all_gradients.dk), (gradients.dv, all_gradients.dv)):
+        assert_same(one, both[:, :lk])
+        assert_same(both[:, lk:], np.zeros_like(both[:, lk:]))
+
+
+@pytest.mark.parametrize(("lq", "lk", "d", "dv"), [(7, 30, 5, 17), (128, 128, 32, 32)])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_changes_no_other_head(dtype, lq, lk, d, dv, number):
+    """Gradients of a head with one go through accumulators, those of the others do not."""
+    shapes = ((lq, d), (lk, d), (lk, dv), (lq, dv))
+    q, k, v, dout = (normal(2, 2, *s, dtype=dtype, seed=i) for i, s in enumerate(shapes))
+    mask = np.ones((2, 2, lq, lk), bool)
+    mask[1, 0, :, 3] = False
+    expected = cattn.attention(q, k, v, mask=mask, return_lse=True)
+    wanted = cattn.attention_backward(dout, q, k, v, expected.out, expected.lse, mask=mask)
+    k[1, 0, 3, 1] = v[1, 0, 3, 2] = number
+    result = cattn.attention(q, k, v, mask=mask, return_lse=True)
+    gradients = cattn.attention_backward(dout, q, k, v, result.out, result.lse, mask=mask)
+    actuals = (result.out, result.lse, *gradients[:3])
+    for actual, of in zip(actuals, (expected.out, expected.lse, *wanted[:3]), strict=True):
+        np.testing.assert_allclose(actual[1, 0], of[1, 0], rtol=1e-4, atol=1e-5)
+        actual[1, 0] = of[1, 0]
+        assert_same(actual, of)
+
+
+def test_an_entry_without_keys_and_a_mask(dtype):
+    shapes, lengths = ((5, 6), (7, 6), (7, 3), (5, 3)), np.array([5, 0])
+    q, k, v, dout = (normal(2, 1, *s, dtype=dtype, seed=i) for i, s in enumerate(shapes))
+    mask = np.arange(7) != 2
+    result = cattn.attention(q, k, v, mask=mask, kv_lengths=lengths, return_lse=True)
+    gradients = cattn.attention_backward(
+        dout, q, k, v, result.out, result.lse, mask=mask, kv_lengths=lengths
+    )
+    one = cattn.attention(q[0], k[0, :, :5], v[0, :, :5], mask=mask[:5], return_lse=True)
+    of_one = cattn.attention_backward(
+        dout[0], q[0], k[0, :, :5], v[0, :, :5], one.out, one.lse, mask=mask[:5]
+    )
+    for both, alone in zip((result.out, *gradients[:3]), (one.out, *of_one[:3]), strict=True):
+        assert_same(both[0, :, : alone.shape[-2]], alone)
+        assert not both[0, :, alone.shape[-2] :].any()
+        assert not both[1].any()
+
+
+def test_a_sink_that_is_nan_is_in_every_row(dtype):
+    """In rows that attend nothing too: 0 / NaN."""
+    q, k, v = (normal(1, n, 8, dtype=dtype, seed=i) for i, n in enumerate((24, 12, 12)))
+    sinks = np.array([np.nan], dtype)
+    out = cattn.attention(q, k, v, causal=True, causal_offset=-12, sinks=sinks)
+    assert np.isnan(out).all()

@@ -2,7 +2,8 @@
 // at a time against all query blocks of the group. The keys of a run are packed, and its dk and dv
 // summed, in the thread's own memory; dq of a query block in one accumulator, to which the key
 // blocks add in their order, whichever threads compute them. A run and all that belongs to it stay
-// in the L2 cache, through which the query blocks pass once for each run.
+// in the L2 cache, through which the query blocks pass once for each run. What is only one block of
+// queries and one of keys mostly needs no accumulators.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -363,44 +364,34 @@ class Backward {
   bool is_one_block(const Entry& e) const {
     return writes_rows_ && e.group_query_blocks == 1 && e.key_blocks == 1;
   }
-  // The gradients of such a pair, if its operands are finite, straight to memory.
-  bool write_pair(const Entry& e, Index h, const PackedQueries& packed, int32_t thread) const {
-    const Index rows = key_rows(e, 0);
-    const MaskKind kind = mask_kind(e, h, 0, 0);
-    if (query_blocks_of(e, 0).count == 0 || rows == 0 || kind == MaskKind::empty) return false;
-    const PackedKeys keys = packed_keys(0, thread);
-    pack_keys(e, h, 0, static_cast<bool>(p_.dq), keys);
-    const ScoreTerms terms = p_.terms(e.batch, h);
-    BackwardTask t =
-        task(e, 0, keys, 0, packed, kind == MaskKind::full ? without_mask(terms) : terms);
-    if (!(t.flags & kBlockFinite)) return false;
-    t.scratch = scratch(thread);
+  // Adds to nothing: the gradients of such a pair go to memory, for a task without accumulators.
+  void write_gradients(const Entry& e, Index h, BackwardTask& t) const {
     const Index b = e.batch, first_query = e.sequence.first_query, first_key = e.sequence.first_key;
+    t.dk = t.dv = nullptr;
     if (p_.dq) t.dq_rows = {p_.writable_rows(p_.dq, b, h, first_query), p_.scale};
     if (p_.dk) t.dk_rows = {p_.writable_rows(p_.dk, b, h, first_key), p_.scale};
     if (p_.dv) t.dv_rows = {p_.writable_rows(p_.dv, b, h, first_key), p_.dropout.kept_scale};
     k_.backward(t);
-    if (p_.dk) clear_past_end(e, h, 0, p_.dk, p_.head_dim);
-    if (p_.dv) clear_past_end(e, h, 0, p_.dv, p_.value_dim);
-    return true;
+  }
+  void clear_sums(const PackedKeys& keys, Index rows) const {
+    if (p_.dk) k_.clear({keys.dk, false, rows, p_.head_dim});
+    if (p_.dv) k_.clear({keys.dv, false, rows, p_.value_dim});
   }
 
   // A run of key blocks from `first` on against all the query blocks that attend them.
   void key_blocks_at(const Entry& e, Index h, Index first, const PackedQueries& packed,
                      int32_t thread) const {
-    if (is_one_block(e)) {
-      if (write_pair(e, h, packed, thread)) return;
-      if (p_.dq) clear_dq(e, 0, packed);
-    }
     const Index end = std::min(first + run_length_, e.key_blocks);
     const BlockRange range = query_blocks_of(e, first, end - first);
     const auto keys_of = [&](Index b) { return packed_keys(b - first, thread); };
+    // Whether that is known once operands are packed, and what came of it.
+    const bool may_be_written = is_one_block(e) && range.count > 0;
+    bool is_written = false;
     for (Index b = first; b < end; ++b) {
       const PackedKeys keys = keys_of(b);
       const Index rows = key_rows(e, b);
       if (range.count > 0 && rows > 0) pack_keys(e, h, b, static_cast<bool>(p_.dq), keys);
-      if (p_.dk) k_.clear({keys.dk, false, rows, p_.head_dim});
-      if (p_.dv) k_.clear({keys.dv, false, rows, p_.value_dim});
+      if (!may_be_written) clear_sums(keys, rows);
     }
     for (Index g = 0; g < p_.group; ++g) {
       const Index head = h * p_.group + g;
@@ -418,6 +409,15 @@ class Backward {
           t.dv = p_.dv ? keys.dv : nullptr;
           t.scratch = scratch(thread);
           const bool attends = kind != MaskKind::empty;
+          if (may_be_written) {
+            is_written = attends && (t.flags & kBlockFinite);
+            if (is_written) {
+              write_gradients(e, h, t);
+              continue;
+            }
+            clear_sums(keys, t.cols);
+            if (p_.dq) clear_dq(e, block, packed);
+          }
           if (p_.dq) {
             backward_in_turn(e, h, b, block, packed, t, attends);
           } else if (attends) {
@@ -428,8 +428,11 @@ class Backward {
     }
     for (Index b = first; b < end; ++b) {
       const PackedKeys keys = keys_of(b);
-      if (p_.dk) flush_keys(e, h, b, keys.dk, p_.dk, p_.head_dim, p_.scale);
-      if (p_.dv) flush_keys(e, h, b, keys.dv, p_.dv, p_.value_dim, p_.dropout.kept_scale);
+      if (p_.dk && !is_written) flush_keys(e, h, b, keys.dk, p_.dk, p_.head_dim, p_.scale);
+      if (p_.dv && !is_written)
+        flush_keys(e, h, b, keys.dv, p_.dv, p_.value_dim, p_.dropout.kept_scale);
+      if (p_.dk) clear_past_end(e, h, b, p_.dk, p_.head_dim);
+      if (p_.dv) clear_past_end(e, h, b, p_.dv, p_.value_dim);
     }
   }
 
@@ -460,14 +463,14 @@ class Backward {
     turn.store(key_block + 1, std::memory_order_release);
   }
 
-  // The gradient of keys that exist, and zeros for those past the end of the sequence.
+  // The gradient of keys that exist.
   void flush_keys(const Entry& e, Index h, Index block, const void* accumulator, const View& to,
                   Index cols, double factor) const {
     const Index first = e.sequence.first_key + block * tiling_.key_block;
     flush(to, {accumulator, false, key_rows(e, block), cols, factor,
                p_.writable_rows(to, e.batch, h, first)});
-    clear_past_end(e, h, block, to, cols);
   }
+  // Zeros for keys past the end of the sequence.
   void clear_past_end(const Entry& e, Index h, Index block, const View& to, Index cols) const {
     const Index rows = key_rows(e, block), written = written_rows(e, block);
     const Index first = e.sequence.first_key + block * tiling_.key_block + rows;

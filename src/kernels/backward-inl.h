@@ -3,7 +3,8 @@
 //   dV += P^T dO      dP = dO V^T      dS = P * (dP - D)      dK += dS^T Q      dQ += dS K
 // P is recomputed from the lse, so nothing of size Lq x Lk is kept. Dropout drops P in dV and dP in
 // dS; a softcap multiplies dS by its slope on the way to dK and dQ. The factors `scale` of dQ and
-// dK and 1 / (1 - dropout) of dV are applied when the accumulators are flushed.
+// dK and 1 / (1 - dropout) of dV are applied when accumulators are flushed, or gradients written
+// without them.
 
 template <class M, class T = typename M::T>
 struct BackwardScratch {

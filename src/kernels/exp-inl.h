@@ -86,7 +86,10 @@ CATTN_INLINE typename Vec<T>::V exp2_polynomial(typename Vec<T>::V f) {
 
 // Whether there are instructions for x - floor(x) and p 2^floor(x).
 template <class T>
-constexpr bool kFloors = requires { &Vec<T>::scale2_below; };
+constexpr bool kFloors = requires {
+  &Vec<T>::fraction_above;
+  &Vec<T>::scale2_below;
+};
 
 // 2^(x + kShift), the shift without rounding, by a polynomial on [0, 1].
 template <class T, int kShift, class Poly>

@@ -508,7 +508,8 @@ template <class M, class T = typename M::T>
         const char* const value = t.values + index * value_bytes;
         if constexpr (kFinishesRows<M>) {
           if (is_only && (flags & kBlockFinite)) {
-            T factors[round_up(Tiles::query_block, Vec<T>::width)];
+            static_assert(M::row_group == Tiles::query_block, "all rows at once");
+            T factors[Tiles::query_block];
             finish_sums(t, scratch, [&](Range of, const T* part) {
               for (Index r = of.begin; r < of.end; ++r) factors[r] = part[r - of.begin];
             });

@@ -219,7 +219,8 @@ struct ToRows {
   template <int kRows>
   CATTN_INLINE void nothing(Index r, Index col) const {
     for (Index i = r; i < smaller(r + kRows, rows); ++i)
-      fill(out + i * row_stride + col, smaller(kPanel<T>, cols - col), T(0));
+      fill(out + i * row_stride + col, smaller(kPanel<T>, cols - col),
+           T(0) * factors[i * factor_stride]);
   }
 };
 
@@ -242,7 +243,7 @@ CATTN_INLINE void for_row_tiles(Index rows, F f) {
 template <class T>
 constexpr T kMasked = T(-0.0);
 
-// The product for blocks with a NaN or inf: as accumulate_product over whole rows, but a masked
+// The product for blocks with a NaN or inf: as multiply_panels over whole rows, but a masked
 // element of `left` contributes nothing even where right is not finite. Rare, so plain.
 template <class T, class Left>
 void accumulate_skipping(Left left, Index rows, const T* right, Index right_rows, Index depth,

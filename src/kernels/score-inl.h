@@ -103,7 +103,7 @@ CATTN_INLINE typename Vec<T>::V load_strided(const S* p, Index stride, Index n) 
   return X::load(lanes);
 }
 
-// s = scale * s; ds = scale * ds' is applied when the accumulators are flushed.
+// s = scale * s; ds = scale * ds' is applied when dq and dk go to memory.
 template <class T>
 CATTN_INLINE void scale_row(T* s, Index begin, Index end, T scale) {
   using X = Vec<T>;

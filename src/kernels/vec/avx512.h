@@ -56,19 +56,14 @@ struct Vec<float> {
   CATTN_INLINE static V nearest(V x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  // vreduceps gives 0 for an infinity, so exp2(-inf) = scale2(p(0), -inf) = 0 needs no clamp.
   CATTN_INLINE static V fraction(V x) { return _mm512_reduce_ps(x, 0); }
-  CATTN_INLINE static void integer_and_fraction(V x, V& n, V& f) {
-    f = fraction(x);
-    n = sub(x, f);
-  }
   CATTN_INLINE static V scale2(V p, V x, V fraction) {
     return _mm512_scalef_ps(p, _mm512_sub_ps(x, fraction));
   }
 
-  // Only here, for kernels on pairs: x - floor(x), 0 for an infinity; p * 2^floor(x), 0 if x is
-  // -inf, even if p is NaN; a b - c; of a table of 32 those elements whose numbers are in the last
-  // bits of `number`.
+  // Only here: x - floor(x), 0 for an infinity, so that exp2(-inf) needs no clamp; p * 2^floor(x),
+  // 0 if x is -inf, even if p is NaN. For kernels on pairs: a b - c; of a table of 32 those
+  // elements whose numbers are in the last bits of `number`.
   CATTN_INLINE static V fraction_above(V x) {
     return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   }
