@@ -384,7 +384,8 @@ class Backward {
     const Index end = std::min(first + run_length_, e.key_blocks);
     const BlockRange range = query_blocks_of(e, first, end - first);
     const auto keys_of = [&](Index b) { return packed_keys(b - first, thread); };
-    // Whether that is known once operands are packed, and what came of it.
+    // Whether gradients may go to memory without accumulators: they do if all operands are finite,
+    // which is known once they are packed.
     const bool may_be_written = is_one_block(e) && range.count > 0;
     bool is_written = false;
     for (Index b = first; b < end; ++b) {

@@ -1,6 +1,18 @@
 // How the kernels' matrices are packed and multiplied: by fused multiply-adds of T, in panels. The
 // kernels are templates of this class; pair_matrices-inl.h is another like it.
 
+// tile * value of one block to `to`, in the columns that are attended. beside.step() before each
+// row tile.
+template <class T, class To, class Beside = NothingBeside>
+CATTN_INLINE void multiply_block(const ScoreBlock& block, const T* tile, const T* value,
+                                 Index value_dim, To to, Beside&& beside = {}) {
+  constexpr Index key_block = Tile::Forward<T>::key_block;
+  const AttendedTiles attended(block);
+  multiply_panels<T>(
+      LeftRows<T, key_block>{tile}, block.rows, value, key_block, value_dim, to,
+      [&](Index r, Index count) { return attended.columns(r, count); }, beside);
+}
+
 // out += tile * value of one block, or out = tile * value without `add` in the rows of the block;
 // where value holds a NaN or inf, masked elements are left out. beside.step() before each row tile.
 template <class T, class Beside = NothingBeside>
@@ -11,10 +23,7 @@ CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const
   constexpr Index query_block = Tiles::query_block, key_block = Tiles::key_block;
   const LeftRows<T, key_block> left{tile};
   if (finite) {
-    const AttendedTiles attended(block);
-    multiply_panels<T>(
-        left, block.rows, value, key_block, value_dim, ToPanels<T>{out, query_block, add},
-        [&](Index r, Index count) { return attended.columns(r, count); }, beside);
+    multiply_block(block, tile, value, value_dim, ToPanels<T>{out, query_block, add}, beside);
     return;
   }
   if (!add) clear_panels(out, block.rows, value_dim, query_block);
@@ -117,10 +126,7 @@ struct FmaMatrices {
     // out = tile * value of the only block, which is finite, times the rows' factors.
     CATTN_INLINE void multiply_only(const ScoreBlock& block, const T* tile, const char* value,
                                     const ToRows<T>& out) {
-      const AttendedTiles attended(block);
-      multiply_panels<T>(LeftRows<T, Tiles::key_block>{tile}, block.rows,
-                         reinterpret_cast<const T*>(value), Tiles::key_block, t_.value_dim, out,
-                         [&](Index r, Index count) { return attended.columns(r, count); });
+      multiply_block(block, tile, reinterpret_cast<const T*>(value), t_.value_dim, out);
     }
     void accumulate_kept(const ScoreBlock&, const char*, T*, bool) {}
     void add_kept_sums(const ScoreBlock&, T*) {}
