@@ -91,7 +91,8 @@ class Backward {
 
   void run() {
     const double flops = 6 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
-    threads_ = threads_for(p_, flops);
+    const Call call;
+    threads_ = threads_for(p_, flops, call);
     // The gradient of the bias visits the pairs once more, so it wants them all.
     shared_ = p_.dbias || choose_packing(p_, threads_) == Packing::shared;
 
@@ -146,28 +147,27 @@ class Backward {
   };
 
   void run_shared() const {
-    parallel_items(total_.queries, threads_, p_.executor, [&](Index item, int32_t thread) {
+    const auto pack_block = [&](Index item, int32_t thread) {
       const Entry& e = entry_of(entries_, &Entry::first_queries, item);
       const Index rest = item - e.first_queries, h = rest / e.group_query_blocks;
       pack_queries(e, h, rest % e.group_query_blocks, packed_queries(e, h, thread));
-    });
+    };
     // As many pairs at a time as threads, so that they rarely wait for one another; run by run,
     // since the first keys are seen by the most queries: the light ones fill the gaps.
     const Index at_once = threads_, runs = ceil_div(most_key_blocks_, run_length_);
-    const Index items = checked_multiply(pairs_, runs);
-    parallel_items(
-        items, threads_, p_.executor,
-        [&](Index item, int32_t thread) {
-          const Index first = item / (at_once * runs) * at_once;
-          const Index pairs = std::min(at_once, pairs_ - first);
-          const Index rest = item - first * runs, block = rest / pairs * run_length_;
-          const Index pair = first + rest % pairs, h = pair % p_.heads_kv;
-          const Entry& e = entry(pair);
-          if (block < e.key_blocks) {
-            key_blocks_at(e, h, block, packed_queries(e, h, thread), thread);
-          }
-        },
-        Order::one_by_one);
+    const auto run_of_keys = [&](Index item, int32_t thread) {
+      const Index first = item / (at_once * runs) * at_once;
+      const Index pairs = std::min(at_once, pairs_ - first);
+      const Index rest = item - first * runs, block = rest / pairs * run_length_;
+      const Index pair = first + rest % pairs, h = pair % p_.heads_kv;
+      const Entry& e = entry(pair);
+      if (block < e.key_blocks) {
+        key_blocks_at(e, h, block, packed_queries(e, h, thread), thread);
+      }
+    };
+    parallel_phases({total_.queries, pack_block},
+                    {checked_multiply(pairs_, runs), run_of_keys, Order::one_by_one}, threads_,
+                    p_.executor);
     if (p_.dbias) run_bias_gradient();
   }
 

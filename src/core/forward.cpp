@@ -46,8 +46,8 @@ class Forward {
       : p_(problem),
         k_(kernels),
         tangents_(tangents),
-        tiling_{query_block_of(p_, kernels.forward_tiling.query_block),
-                kernels.forward_tiling.key_block},
+        threads_(threads_for(p_, flops(), call_)),
+        tiling_{query_block_of(p_, kernels, threads_), kernels.forward_tiling.key_block},
         key_bytes_(k_.packed_bytes(Operand::key, tiling_, p_.head_dim)),
         value_bytes_(k_.packed_bytes(Operand::value, tiling_, p_.value_dim)) {
     entries_.reserve(static_cast<size_t>(p_.batch));
@@ -63,57 +63,81 @@ class Forward {
   }
 
   void run() {
-    const double flops = 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
-    const int32_t threads = threads_for(p_, flops);
-    const bool shared = choose_packing(p_, threads) == Packing::shared;
-    const Place end = shared ? Place{packed_blocks_, packed_blocks_} : place_of(threads);
-    lay_out(end, threads);
+    // The only block of the only pair is so little that every thread packs it for itself.
+    const bool alone = p_.batch * p_.heads_kv == 1 && packed_blocks_ == 1;
+    const bool shared = !alone && choose_packing(p_, threads_) == Packing::shared;
+    const Place end = shared ? Place{packed_blocks_, packed_blocks_} : place_of(threads_);
+    lay_out(end);
     const Workspace workspace(layout_.bytes());
     data_ = workspace.data();
-    const MaskBlocks mask_blocks(p_, tiling_, threads);
+    const MaskBlocks mask_blocks(p_, tiling_, threads_);
     mask_blocks_ = &mask_blocks;
-
-    if (!shared) {
-      const auto entry = [&](Index pair) -> const Entry& {
-        return entries_[static_cast<size_t>(pair / p_.heads_kv)];
-      };
-      parallel_parts(
-          p_.batch * p_.heads_kv, threads, p_.executor,
-          [&](Index pair) { return p_.group * entry(pair).query_blocks; },
-          [&](Index pair, int32_t thread) {
-            const Entry& e = entry(pair);
-            for (Index block = 0; block < e.blocks.count; ++block)
-              pack(e, pair % p_.heads_kv, block, place_of(thread));
-          },
-          [&](Index pair, Index part, int32_t owner, int32_t thread) {
-            const Entry& e = entry(pair);
-            attend(e, pair % p_.heads_kv, part, place_of(owner), thread);
-          });
-      return;
+    if (alone) {
+      run_alone();
+    } else if (shared) {
+      run_shared();
+    } else {
+      run_pairs();
     }
+  }
+
+ private:
+  // The only pair, in every thread's own memory: as many shares of its query blocks as threads.
+  void run_alone() const {
+    const Entry& e = entries_.front();
+    const Index shares = std::min<Index>(threads_, items_);
+    parallel_items(shares, threads_, p_.executor, [&](Index share, int32_t thread) {
+      pack_pair(e, 0, place_of(thread));
+      for (Index part = share; part < items_; part += shares)
+        attend(e, 0, part, place_of(thread), thread);
+    });
+  }
+
+  // Pair by pair, each in its thread's own memory.
+  void run_pairs() const {
+    const auto entry = [&](Index pair) -> const Entry& {
+      return entries_[static_cast<size_t>(pair / p_.heads_kv)];
+    };
+    parallel_parts(
+        p_.batch * p_.heads_kv, threads_, p_.executor,
+        [&](Index pair) { return p_.group * entry(pair).query_blocks; },
+        [&](Index pair, int32_t thread) {
+          pack_pair(entry(pair), pair % p_.heads_kv, place_of(thread));
+        },
+        [&](Index pair, Index part, int32_t owner, int32_t thread) {
+          attend(entry(pair), pair % p_.heads_kv, part, place_of(owner), thread);
+        });
+  }
+
+  // All pairs, in memory that every thread reads.
+  void run_shared() const {
     const auto packed_at = [](const Entry& e, Index h) {
       const Index first = e.first_packed + h * e.blocks.count;
       return Place{first, first};
     };
-    parallel_items(packed_blocks_, threads, p_.executor, [&](Index item, int32_t) {
-      const Entry& e = entry_of(entries_, &Entry::first_packed, item);
-      const Index rest = item - e.first_packed, h = rest / e.blocks.count;
-      pack(e, h, rest % e.blocks.count, packed_at(e, h));
-    });
+    const auto pack_operand = [&](Index item, int32_t) {
+      const Index of_both = item / 2;
+      const Entry& e = entry_of(entries_, &Entry::first_packed, of_both);
+      const Index rest = of_both - e.first_packed, h = rest / e.blocks.count;
+      pack(e, h, rest % e.blocks.count, item % 2 == 0 ? Operand::key : Operand::value,
+           packed_at(e, h));
+    };
+    const auto attend_block = [&](Index item, int32_t thread) {
+      const Entry& e = entry_of(entries_, &Entry::first_item, item);
+      const Index per_pair = p_.group * e.query_blocks, rest = item - e.first_item;
+      const Index h = rest / per_pair;
+      attend(e, h, rest % per_pair, packed_at(e, h), thread);
+    };
     // The last query blocks see the most keys: first, so that the light ones fill the gaps.
-    parallel_items(
-        items_, threads, p_.executor,
-        [&](Index item, int32_t thread) {
-          const Entry& e = entry_of(entries_, &Entry::first_item, item);
-          const Index per_pair = p_.group * e.query_blocks, rest = item - e.first_item;
-          const Index h = rest / per_pair;
-          attend(e, h, rest % per_pair, packed_at(e, h), thread);
-        },
-        Order::one_by_one);
+    parallel_phases({2 * packed_blocks_, pack_operand}, {items_, attend_block, Order::one_by_one},
+                    threads_, p_.executor);
   }
 
- private:
-  void lay_out(Place end, int32_t threads) {
+  double flops() const {
+    return 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
+  }
+
+  void lay_out(Place end) {
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
     };
@@ -124,11 +148,11 @@ class Forward {
     }
     scratch_bytes_ = aligned(tangents_ ? k_.jvp_scratch_bytes(p_.head_dim, p_.value_dim)
                                        : k_.forward_scratch_bytes(p_.head_dim, p_.value_dim));
-    scratch_at_ = part(threads, scratch_bytes_);
+    scratch_at_ = part(threads_, scratch_bytes_);
     // The weights are computed from the lse, which the caller need not want.
     own_lse_ = p_.weights && !p_.lse;
     lse_bytes_ = aligned(tiling_.query_block * k_.arithmetic_size);
-    lse_at_ = part(own_lse_ ? threads : 0, lse_bytes_);
+    lse_at_ = part(own_lse_ ? threads_ : 0, lse_bytes_);
   }
 
   // Of what a thread packs for itself.
@@ -143,18 +167,30 @@ class Forward {
             reinterpret_cast<uint8_t*>(data_ + flags_at_[set] + where.flags)};
   }
 
-  void pack(const Entry& e, Index h, Index index, Place where) const {
+  // All that is attended of a pair.
+  void pack_pair(const Entry& e, Index h, Place where) const {
+    for (Index block = 0; block < e.blocks.count; ++block) {
+      for (const Operand operand : {Operand::key, Operand::value})
+        pack(e, h, block, operand, where);
+    }
+  }
+
+  // Keys or values of a block, and their tangents.
+  void pack(const Entry& e, Index h, Index index, Operand operand, Place where) const {
     const Index first_key = (e.blocks.first + index) * tiling_.key_block;
     const Index rows = std::min(tiling_.key_block, e.sequence.keys - first_key);
+    const Index row = e.sequence.first_key + first_key;
     const auto pack_set = [&](const View& k, const View& v, int set) {
       const PackedPair to = packed(where, set);
-      const Index row = e.sequence.first_key + first_key;
-      k_.pack({Operand::key, p_.rows(k, e.batch, h, row), rows, p_.head_dim,
-               to.keys + index * key_bytes_, e.blocks.count},
-              tiling_);
-      to.value_flags[index] = k_.pack({Operand::value, p_.rows(v, e.batch, h, row), rows,
-                                       p_.value_dim, to.values + index * value_bytes_},
-                                      tiling_);
+      if (operand == Operand::key) {
+        k_.pack({operand, p_.rows(k, e.batch, h, row), rows, p_.head_dim,
+                 to.keys + index * key_bytes_, e.blocks.count},
+                tiling_);
+      } else {
+        to.value_flags[index] = k_.pack({operand, p_.rows(v, e.batch, h, row), rows, p_.value_dim,
+                                         to.values + index * value_bytes_},
+                                        tiling_);
+      }
     };
     pack_set(p_.k, p_.v, 0);
     if (tangents_) pack_set(p_.k_tangent, p_.v_tangent, 1);
@@ -223,6 +259,8 @@ class Forward {
   const Problem& p_;
   const KernelSet& k_;
   const bool tangents_;
+  const Call call_;
+  const int32_t threads_;
   const Tiling tiling_;
   const Index key_bytes_, value_bytes_;
   std::vector<Entry> entries_;

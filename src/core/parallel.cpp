@@ -6,8 +6,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
+#include <cstring>
+#include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace cattn {
@@ -34,34 +38,65 @@ struct alignas(kAlignment) Section {
   Index end = 0;
 };
 
-// Takes one in `share` of the items that are left of a section, or one, until none is.
-void work_on(Section& section, Index share, const ItemFunction& f, int32_t thread) {
-  Index item = section.next.load(std::memory_order_relaxed);
+// Takes one in `share` of the items that are left of a section, or one, until none is. Returns how
+// many it took.
+Index work_on(Section& section, Index share, const ItemFunction& f, int32_t thread) {
+  Index item = section.next.load(std::memory_order_relaxed), taken = 0;
   while (item < section.end) {
     const Index end = item + std::max<Index>((section.end - item) / share, 1);
     if (!section.next.compare_exchange_weak(item, end, std::memory_order_relaxed)) continue;
-    for (; item < end; ++item) f(item, thread);
+    for (taken += end - item; item < end; ++item) f(item, thread);
     item = section.next.load(std::memory_order_relaxed);
   }
+  return taken;
 }
 
+// A phase at work.
+class Stage {
+ public:
+  Stage(const Phase& phase, int32_t threads)
+      : sections_(phase.order == Order::sections ? static_cast<size_t>(threads) : 1),
+        f_(phase.f),
+        undone_(phase.items) {
+    Index begin = 0, left = static_cast<Index>(sections_.size());
+    for (Section& section : sections_) {
+      section.next = begin;
+      begin += (phase.items - begin) / left--;
+      section.end = begin;
+    }
+  }
+  // Does items until none is left to take. Returns how many.
+  Index work(int32_t thread) {
+    constexpr Index share = 8;
+    const size_t count = sections_.size(), own = static_cast<size_t>(thread);
+    if (count == 1) return work_on(sections_[0], sections_[0].end, f_, thread);
+    Index done = work_on(sections_[own], share, f_, thread);
+    for (size_t i = 1; i < count; ++i)
+      done += work_on(sections_[(own + i) % count], share * static_cast<Index>(count), f_, thread);
+    return done;
+  }
+  // The same, and waits until those that other threads have taken are done too.
+  void complete(int32_t thread) {
+    undone_.fetch_sub(work(thread), std::memory_order_release);
+    for (Patience patience; undone_.load(std::memory_order_acquire) > 0;) patience.wait();
+  }
+
+ private:
+  std::vector<Section> sections_;  // one for each thread, or one
+  const ItemFunction f_;
+  std::atomic<Index> undone_;
+};
+
 struct Team {
-  std::vector<Section> sections;  // one for each thread, or one
-  const ItemFunction& f;
+  Stage* first;  // or null
+  Stage& last;
   const ItemFunction* then;
 };
 
 void work(void* argument, int32_t thread) {
-  constexpr Index share = 8;
   Team& team = *static_cast<Team*>(argument);
-  const size_t count = team.sections.size(), own = static_cast<size_t>(thread);
-  if (count == 1) {
-    work_on(team.sections[0], team.sections[0].end, team.f, thread);
-  } else {
-    work_on(team.sections[own], share, team.f, thread);
-    for (size_t i = 1; i < count; ++i)
-      work_on(team.sections[(own + i) % count], share * static_cast<Index>(count), team.f, thread);
-  }
+  if (team.first) team.first->complete(thread);
+  team.last.work(thread);
   if (team.then) (*team.then)(0, thread);
 }
 
@@ -108,27 +143,52 @@ void Patience::wait() {
 #endif
 }
 
+namespace {
+
+std::atomic<int32_t> g_calls{0};  // in progress
+
+// Whether threads go to sleep at once when there is no work.
+bool sleeps_at_once() {
+  const char* const policy = std::getenv("OMP_WAIT_POLICY");
+  return policy && strcasecmp(policy, "passive") == 0;
+}
+
+bool comes_soon() {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds soon{1};
+  static const bool never = sleeps_at_once();
+  if (never) return false;
+  thread_local Clock::time_point last_call{};
+  const Clock::time_point now = Clock::now();
+  return now - std::exchange(last_call, now) < soon;
+}
+
+}  // namespace
+
+Call::Call() : is_only_(g_calls.fetch_add(1, std::memory_order_relaxed) == 0) {}
+Call::~Call() { g_calls.fetch_sub(1, std::memory_order_relaxed); }
+bool Call::finds_threads() const {
+  return comes_soon() && is_only_ && !g_team_lost.load(std::memory_order_relaxed);
+}
+
 void wait_for_turn(const std::atomic<Index>& turn, Index wanted) {
   for (Patience patience; turn.load(std::memory_order_acquire) != wanted;) patience.wait();
 }
 
 namespace {
 
-// In `sections` sections.
-void run_team(Index items, int32_t threads, const cattn_executor* executor, const ItemFunction& f,
-              const ItemFunction* then, Index sections) {
+// `first` and `then` may be null.
+void run_team(const Phase* first, const Phase& last, int32_t threads,
+              const cattn_executor* executor, const ItemFunction* then) {
   if (threads <= 1) {
-    for (Index i = 0; i < items; ++i) f(i, 0);
+    for (Index i = 0; first && i < first->items; ++i) first->f(i, 0);
+    for (Index i = 0; i < last.items; ++i) last.f(i, 0);
     return;
   }
-  Team team{std::vector<Section>(static_cast<size_t>(sections)), f, then};
-  Index begin = 0;
-  for (Section& section : team.sections) {
-    section.next = begin;
-    const Index left = sections--;
-    begin += (items - begin) / left;
-    section.end = begin;
-  }
+  std::optional<Stage> first_stage;
+  if (first) first_stage.emplace(*first, threads);
+  Stage last_stage(last, threads);
+  Team team{first ? &*first_stage : nullptr, last_stage, then};
   if (executor) {
     executor->run(executor->context, threads, work, &team);
     return;
@@ -147,12 +207,18 @@ void run_team(Index items, int32_t threads, const cattn_executor* executor, cons
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
                     Order order) {
   threads = static_cast<int32_t>(std::min<Index>(threads, items));
-  run_team(items, threads, executor, f, nullptr, order == Order::sections ? threads : 1);
+  run_team(nullptr, {items, f, order}, threads, executor, nullptr);
+}
+
+void parallel_phases(const Phase& first, const Phase& second, int32_t threads,
+                     const cattn_executor* executor) {
+  threads = static_cast<int32_t>(std::min<Index>(threads, std::max(first.items, second.items)));
+  run_team(&first, second, threads, executor, nullptr);
 }
 
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
                     ItemFunction then) {
-  run_team(items, threads, executor, f, &then, threads);
+  run_team(nullptr, {items, f}, threads, executor, &then);
 }
 
 }  // namespace cattn

@@ -32,6 +32,22 @@ class ItemFunction {
 // One at a time, in order, where items wait for others, or the heavy ones are to go first.
 enum class Order : uint8_t { sections, one_by_one };
 
+// A call of the library, while it lasts. Threads that wait for work are awake for some milliseconds
+// and then sleep: to wake one takes longer than a small call, and more where its core is not free.
+class Call {
+ public:
+  Call();
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+  // Whether threads are likely to be awake and to find cores: this thread asked the same not long
+  // ago, and no other one is in a call.
+  bool finds_threads() const;
+
+ private:
+  const bool is_only_;
+};
+
 // Waits for another thread, which must be at work already: mostly that is soon done, but it may
 // have lost its core.
 class Patience {
@@ -50,8 +66,17 @@ void wait_for_turn(const std::atomic<Index>& turn, Index wanted);
 // it is a plain loop. f must not throw.
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
                     Order order = Order::sections);
-// The same, and on each of several threads then(0, thread) when no item is left to take; others may
-// still be at work on theirs.
+// The same for two kinds of items, with one team, which takes microseconds to start: no thread
+// begins an item of `second` before all of `first` are done.
+struct Phase {
+  Index items;
+  ItemFunction f;
+  Order order = Order::sections;
+};
+void parallel_phases(const Phase& first, const Phase& second, int32_t threads,
+                     const cattn_executor* executor);
+// Items of one kind, and on each of several threads then(0, thread) when no item is left to take;
+// others may still be at work on theirs.
 void parallel_items(Index items, int32_t threads, const cattn_executor* executor, ItemFunction f,
                     ItemFunction then);
 

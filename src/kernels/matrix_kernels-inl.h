@@ -25,5 +25,6 @@ constexpr MatrixKernels matrix_kernels() {
           clear<M>,
           flush<M, S>,
           flush<M, T>,
-          M::writes_rows};
+          M::writes_rows,
+          M::blocks_tell};
 }

@@ -97,6 +97,55 @@ void test_items() {
   }
 }
 
+// All items of one phase are done before any of the next one begins.
+void test_phases() {
+  for (const Index before : {0, 1, 7, 300}) {
+    for (const Index after : {0, 1, 7, 300}) {
+      for (const int32_t threads : {1, 2, 5}) {
+        for (const cattn_executor* const executor : {&thread_executor(), &reverse_executor()}) {
+          std::vector<std::atomic<int>> times(static_cast<size_t>(before + after));
+          std::atomic<Index> done = 0;
+          std::atomic<bool> in_turn = true;
+          const auto first = [&](Index item, int32_t) {
+            std::this_thread::yield();
+            ++times[static_cast<size_t>(item)];
+            ++done;
+          };
+          const auto second = [&](Index item, int32_t) {
+            if (done != before) in_turn = false;
+            ++times[static_cast<size_t>(before + item)];
+          };
+          parallel_phases({before, first}, {after, second, Order::one_by_one}, threads, executor);
+          bool once = true;
+          for (const std::atomic<int>& n : times) once = once && n == 1;
+          const std::string text = std::to_string(before) + ", " + std::to_string(after);
+          check(once, text + " items in phases: some not done once");
+          check(in_turn, text + " items in phases: one began too early");
+        }
+      }
+    }
+  }
+}
+
+// Calls find threads awake if they follow each other and no other thread is in one.
+void test_calls() {
+  const auto finds_threads = [] {
+    // The system may hold a thread up between two calls: not every time.
+    for (int i = 0; i < 1000; ++i) {
+      if (Call().finds_threads()) return true;
+    }
+    return false;
+  };
+  std::thread([&] {
+    check(!Call().finds_threads(), "calls: a thread's first one finds threads");
+    check(finds_threads(), "calls: none that follows another finds threads");
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    check(!Call().finds_threads(), "calls: one after a pause finds threads");
+    const Call other;
+    check(!finds_threads(), "calls: one beside another finds threads");
+  }).join();
+}
+
 // A thread begins with its own section, the same in every call, and ends with what others left.
 void test_sections() {
   using Clock = std::chrono::steady_clock;
@@ -222,6 +271,8 @@ void test_messages() {
 void test_threads() {
   test_items();
   test_sections();
+  test_phases();
+  test_calls();
   test_parts();
   test_help();
   for (const Case& c : cases()) {
