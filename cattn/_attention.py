@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cattn import _core
-from cattn._options import Layout, Precision, Window, wanted_gradients
+from cattn._options import show_options, wanted_gradients
 from cattn._types import Array, AttentionGrads, AttentionResult
 
 if TYPE_CHECKING:
@@ -24,24 +24,10 @@ def attention(
     k: ArrayLike,
     v: ArrayLike,
     *,
-    mask: ArrayLike | None = ...,
-    bias: ArrayLike | None = ...,
-    causal: bool = ...,
-    causal_offset: ArrayLike | None = ...,
-    window: Window | None = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    alibi_slopes: ArrayLike | None = ...,
-    sinks: ArrayLike | None = ...,
-    kv_lengths: ArrayLike | None = ...,
-    dropout: float = ...,
-    seed: int | None = ...,
-    precision: Precision = ...,
-    layout: Layout = ...,
     return_lse: Literal[False] = ...,
     return_weights: Literal[False] = ...,
     out: Array | None = ...,
-    num_threads: int | None = ...,
+    **options: Unpack[Options],
 ) -> Array: ...
 @overload
 def attention(
@@ -49,48 +35,21 @@ def attention(
     k: ArrayLike,
     v: ArrayLike,
     *,
-    mask: ArrayLike | None = ...,
-    bias: ArrayLike | None = ...,
-    causal: bool = ...,
-    causal_offset: ArrayLike | None = ...,
-    window: Window | None = ...,
-    scale: float | None = ...,
-    softcap: float | None = ...,
-    alibi_slopes: ArrayLike | None = ...,
-    sinks: ArrayLike | None = ...,
-    kv_lengths: ArrayLike | None = ...,
-    dropout: float = ...,
-    seed: int | None = ...,
-    precision: Precision = ...,
-    layout: Layout = ...,
     return_lse: bool = ...,
     return_weights: bool = ...,
     out: Array | None = ...,
-    num_threads: int | None = ...,
+    **options: Unpack[Options],
 ) -> Any: ...
+@show_options()
 def attention(
     q: ArrayLike,
     k: ArrayLike,
     v: ArrayLike,
     *,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    causal: bool = False,
-    causal_offset: ArrayLike | None = None,
-    window: Window | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sinks: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    dropout: float = 0.0,
-    seed: int | None = None,
-    precision: Precision = "highest",
-    layout: Layout = "bhld",
     return_lse: bool = False,
     return_weights: bool = False,
     out: Array | None = None,
-    num_threads: int | None = None,
+    **options: Unpack[Options],
 ) -> Any:
     r"""Scaled dot-product attention, exactly: ``softmax(scale * q @ k.T + bias) @ v``.
 
@@ -198,30 +157,13 @@ def attention(
     array([[20.  ],
            [10.02]])
     """
-    # All of them, in the order of kOptions in options.cpp.
-    options = (
-        mask,
-        bias,
-        causal,
-        causal_offset,
-        window,
-        scale,
-        softcap,
-        alibi_slopes,
-        sinks,
-        kv_lengths,
-        dropout,
-        seed,
-        precision,
-        num_threads,
-        layout,
-    )
     result, lse, weights = _core.attention(q, k, v, None, options, return_lse, return_weights, out)
     if return_lse or return_weights:
         return AttentionResult(result, lse, weights)
     return result
 
 
+@show_options()
 def attention_backward(
     dout: ArrayLike,
     q: ArrayLike,

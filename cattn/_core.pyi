@@ -12,7 +12,7 @@ def attention(
     k: ArrayLike,
     v: ArrayLike,
     cu_seqlens: _Starts,
-    options: Mapping[str, Any] | tuple[Any, ...],
+    options: Mapping[str, Any],
     return_lse: bool,
     return_weights: bool,
     out: Array | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import ArrayLike
 
 from cattn import _core
+from cattn._options import show_options
 from cattn._types import Array
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from cattn._options import Options
 
 
+@show_options()
 def attention_jvp(
     q: ArrayLike,
     k: ArrayLike,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, TypedDict
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypedDict, TypeVar
 
 from numpy.typing import ArrayLike
 
@@ -30,6 +31,41 @@ class Options(TypedDict, total=False):
     precision: Precision
     layout: Layout
     num_threads: int | None
+
+
+#: Of those that are not None by default.
+DEFAULTS: Options = {"causal": False, "dropout": 0.0, "precision": "highest", "layout": "bhld"}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def show_options(*, without: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+    """Let `help` and `inspect.signature` show each of a function's ``**options``.
+
+    The function itself takes them as a dict, since CPython looks up the default of every keyword
+    argument that a call leaves out: half a microsecond for all of these.
+    """
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=DEFAULTS.get(name),
+            annotation=getattr(kind, "__forward_arg__", kind),
+        )
+        for name, kind in Options.__annotations__.items()
+        if name not in without
+    ]
+
+    def show(function: _Function) -> _Function:
+        own = inspect.signature(function)
+        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        kinds = inspect.Parameter.KEYWORD_ONLY
+        first = next((i for i, p in enumerate(named) if p.kind is kinds), len(named))
+        parameters = [*named[:first], *options, *named[first:]]
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return show
 
 
 #: What `attention_backward` can differentiate by.

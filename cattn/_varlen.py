@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import ArrayLike
 
 from cattn import _core
-from cattn._options import wanted_gradients
+from cattn._options import show_options, wanted_gradients
 from cattn._types import Array, AttentionGrads, AttentionResult
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cattn._options import Options
 
 
+@show_options(without=["layout"])
 def attention_varlen(
     q: ArrayLike,
     k: ArrayLike,
@@ -84,6 +85,7 @@ def attention_varlen(
     return result
 
 
+@show_options(without=["layout"])
 def attention_varlen_backward(
     dout: ArrayLike,
     q: ArrayLike,

@@ -1,5 +1,7 @@
 """Options that are wrong, or that do not go together, raise and are named."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,8 @@ def test_packed_arrays_have_three_axes():
 
 def test_unknown_options():
     with pytest.raises(TypeError, match="unknown option 'causel'"):
+        cattn.attention(*[ONES] * 3, causel=True)
+    with pytest.raises(TypeError, match="unknown option 'causel'"):
         cattn.attention_backward(*[ONES] * 5, np.ones((2, 3), np.float32), causel=True)
     with pytest.raises(TypeError, match="unknown option 'causel'"):
         cattn.attention_jvp(*[ONES] * 6, causel=True)
@@ -135,3 +139,30 @@ def test_tangents_are_like_their_inputs(which):
 def test_wrong_dropout_masks(arguments, error, message):
     with pytest.raises(error, match=message):
         cattn.dropout_mask(*arguments)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        cattn.attention,
+        cattn.attention_backward,
+        cattn.attention_varlen,
+        cattn.attention_varlen_backward,
+        cattn.attention_jvp,
+    ],
+)
+def test_signatures_show_every_option_and_its_default(function):
+    shown = inspect.signature(function).parameters
+    defaults = {name: p.default for name, p in shown.items() if p.kind is p.KEYWORD_ONLY}
+    assert all(p.kind is not p.VAR_KEYWORD for p in shown.values())
+    expected = {"mask": None, "causal": False, "dropout": 0.0, "precision": "highest"}
+    expected |= dict.fromkeys(["bias", "window", "scale", "softcap", "sinks", "num_threads"])
+    assert expected.items() <= defaults.items()
+    assert ("layout" in shown) == ("varlen" not in function.__name__)
+    # What is shown is what there is.
+    shape = (3, 2, 4) if "varlen" in function.__name__ else (2, 3, 4)
+    ones, lse = np.ones(shape, np.float32), np.ones((2, 3), np.float32)
+    given = {"lse": lse, "cu_seqlens_q": [0, 3], "cu_seqlens_k": [0, 3]}
+    arguments = [given.get(n, ones) for n, p in shown.items() if p.default is p.empty]
+    for one, other in zip(function(*arguments, **defaults), function(*arguments), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -19,7 +19,7 @@ py::object or_none(const Argument& a) { return a ? a.array : py::none(); }
 }  // namespace
 
 py::tuple attention(const py::object& q, const py::object& k, const py::object& v,
-                    const py::object& cu_seqlens, const py::object& options,
+                    const py::object& cu_seqlens, const py::dict& options,
                     const py::object& return_lse, const py::object& return_weights,
                     const py::object& out) {
   Inputs inputs(q, k, v, cu_seqlens, options);
@@ -54,7 +54,7 @@ py::tuple attention(const py::object& q, const py::object& k, const py::object& 
 py::dict attention_backward(const py::object& dout, const py::object& q, const py::object& k,
                             const py::object& v, const py::object& out, const py::object& lse,
                             const py::object& dlse, const py::object& cu_seqlens,
-                            const py::set& grads, const py::object& options) {
+                            const py::set& grads, const py::dict& options) {
   Inputs inputs(q, k, v, cu_seqlens, options);
   cattn_attention& problem = inputs.problem;
   cattn_array out_shape{};
@@ -109,7 +109,7 @@ py::dict attention_backward(const py::object& dout, const py::object& q, const p
 
 py::tuple attention_jvp(const py::object& q, const py::object& k, const py::object& v,
                         const py::object& dq, const py::object& dk, const py::object& dv,
-                        const py::object& cu_seqlens, const py::object& options) {
+                        const py::object& cu_seqlens, const py::dict& options) {
   Inputs inputs(q, k, v, cu_seqlens, options);
   cattn_attention& problem = inputs.problem;
   cattn_array out_shape{};

@@ -7,7 +7,7 @@ namespace cattn::python {
 
 // (out, lse or None, weights or None). cu_seqlens: None, or (q's, k's) for packed sequences.
 py::tuple attention(const py::object& q, const py::object& k, const py::object& v,
-                    const py::object& cu_seqlens, const py::object& options,
+                    const py::object& cu_seqlens, const py::dict& options,
                     const py::object& return_lse, const py::object& return_weights,
                     const py::object& out);
 
@@ -16,12 +16,12 @@ py::tuple attention(const py::object& q, const py::object& k, const py::object& 
 py::dict attention_backward(const py::object& dout, const py::object& q, const py::object& k,
                             const py::object& v, const py::object& out, const py::object& lse,
                             const py::object& dlse, const py::object& cu_seqlens,
-                            const py::set& grads, const py::object& options);
+                            const py::set& grads, const py::dict& options);
 
 // (out, dout)
 py::tuple attention_jvp(const py::object& q, const py::object& k, const py::object& v,
                         const py::object& dq, const py::object& dk, const py::object& dv,
-                        const py::object& cu_seqlens, const py::object& options);
+                        const py::object& cu_seqlens, const py::dict& options);
 
 py::object dropout_mask(const std::vector<int64_t>& shape, const py::object& dropout,
                         const py::object& seed);

@@ -63,7 +63,6 @@ struct Option {
   bool may_be_none;  // which is as good as not given
   void (*read)(Inputs& to, const py::object& value);
 };
-// In the order in which attention() in _attention.py gives them.
 constexpr Option kOptions[] = {
     {"mask", true,
      [](Inputs& to, const py::object& value) { to.mask = input("mask", value, Kind::boolean); }},
@@ -135,20 +134,12 @@ const Option& find(const py::handle& name, bool packed) {
 
 }  // namespace
 
-void Inputs::read(const py::object& options, bool packed) {
-  const auto read_one = [&](const Option& option, const py::handle& item) {
-    if (item.is_none() && option.may_be_none) return;
+void Inputs::read(const py::dict& options, bool packed) {
+  for (const auto& [key, item] : options) {
+    const Option& option = find(key, packed);
+    if (item.is_none() && option.may_be_none) continue;
     option.read(*this, py::reinterpret_borrow<py::object>(item));
-  };
-  if (py::isinstance<py::tuple>(options)) {
-    const auto values = py::reinterpret_borrow<py::tuple>(options);
-    if (packed || values.size() != std::size(kOptions)) {
-      throw py::type_error("options: expected a value for each, in order");
-    }
-    for (size_t i = 0; i < values.size(); ++i) read_one(kOptions[i], values[i]);
-    return;
   }
-  for (const auto& [key, item] : options.cast<py::dict>()) read_one(find(key, packed), item);
 }
 
 Argument required(const char* name, const py::object& object) {
@@ -192,7 +183,7 @@ uint64_t parse_seed(const py::object& object) {
 }
 
 Inputs::Inputs(const py::object& q_object, const py::object& k_object, const py::object& v_object,
-               const py::object& cu_seqlens, const py::object& options)
+               const py::object& cu_seqlens, const py::dict& options)
     : q(required("q", q_object)), k(required("k", k_object)), v(required("v", v_object)) {
   cattn_attention_init(&problem);
   if (!cu_seqlens.is_none()) {

@@ -5,11 +5,9 @@
 namespace cattn::python {
 
 // The inputs and options that all directions share. Holds the arrays that the problem points to.
-// `options` is a dict, or a tuple of the values of all of them, in the order of kOptions: in a
-// small call the dict counts.
 struct Inputs {
   Inputs(const py::object& q, const py::object& k, const py::object& v,
-         const py::object& cu_seqlens, const py::object& options);
+         const py::object& cu_seqlens, const py::dict& options);
 
   Argument q, k, v, mask, bias, causal_offset, alibi_slopes, sinks, kv_lengths, cu_seqlens_q,
       cu_seqlens_k;
@@ -17,7 +15,7 @@ struct Inputs {
   cattn_attention problem;
 
  private:
-  void read(const py::object& options, bool packed);
+  void read(const py::dict& options, bool packed);
 };
 
 // An argument of rows, which must not be None.
