@@ -30,9 +30,10 @@ from table import format_time
 #: Seconds that one sample should last, so that the clock and a thread's wake-up do not count.
 SAMPLE = 0.02
 MAX_ROUNDS = 31
-#: Before a sample a task is called twice untimed, to wake its threads, unless a call takes so many
-#: seconds: then their half of a millisecond does not tell. Twice, since cattn wakes none for a
-#: small call that does not follow another.
+#: Before a sample a task is called untimed for so many seconds, at least once, to wake its threads:
+#: cattn wakes none for the first small calls of a row.
+WARM_UP = 0.003
+#: But not if a call takes so many seconds: then half of a millisecond does not tell.
 SHORT_CALL = 0.1
 #: A first call that took so many seconds spent them on the work, not on getting ready for it.
 LONG_CALL = 5.0
@@ -172,10 +173,12 @@ def _take_turns(turns: Sequence[Turns], seconds: float, begin_round: Callable[[]
 
 
 def _time(task: Task, repeats: int, awake: bool) -> float:
-    """Seconds of one call, over some in a row; `awake`: behind two that wake threads."""
+    """Seconds of one call, over some in a row; `awake`: behind some that wake threads."""
     with task.context():
-        for _ in range(2 if awake else 0):
+        start = time.perf_counter()
+        while awake:
             task.call()
+            awake = time.perf_counter() - start < WARM_UP
         return timeit.Timer(task.call).timeit(repeats) / repeats
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from numpy.typing import ArrayLike
 
@@ -45,6 +45,7 @@ def show_options(*, without: Sequence[str] = ()) -> Callable[[_Function], _Funct
     The function itself takes them as a dict, since CPython looks up the default of every keyword
     argument that a call leaves out: half a microsecond for all of these.
     """
+    kinds = get_type_hints(Options)
     options = [
         inspect.Parameter(
             name,
@@ -59,10 +60,12 @@ def show_options(*, without: Sequence[str] = ()) -> Callable[[_Function], _Funct
     def show(function: _Function) -> _Function:
         own = inspect.signature(function)
         named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        kinds = inspect.Parameter.KEYWORD_ONLY
-        first = next((i for i, p in enumerate(named) if p.kind is kinds), len(named))
+        first = next((i for i, p in enumerate(named) if p.kind is p.KEYWORD_ONLY), len(named))
         parameters = [*named[:first], *options, *named[first:]]
         function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        # For `typing.get_type_hints`: Unpack is known to type checkers only.
+        del function.__annotations__["options"]
+        function.__annotations__ |= {p.name: kinds[p.name] for p in options}
         return function
 
     return show

@@ -88,6 +88,21 @@ def test_any_number_of_threads_beside_an_odd_query(any_dtype, precision, odd):
     assert_same(together.lse[0], one.lse)
 
 
+@pytest.mark.parametrize("size", [2.0**-120, 2.0**-130])
+def test_any_number_of_threads_for_results_that_are_hardly_normal_numbers(size):
+    """An odd query changes by which power of 2 the weights of its block are larger."""
+    q, k, v = normal(1, 256, 64, count=3)
+    q[:, :100] *= 1.8
+    q[:, 100] *= 1000
+    v *= np.float32(size)
+    one = cattn.attention(q, k, v, num_threads=1)
+    for threads in (2, 5):
+        assert_same(cattn.attention(q, k, v, num_threads=threads), one)
+    batch = [np.concatenate([a, normal(7, 256, 64)])[:, None] for a in (q, k, v)]
+    for threads in (1, 2):
+        assert_same(cattn.attention(*batch, num_threads=threads)[0], one)
+
+
 def test_any_number_of_threads_for_packed_sequences(any_dtype):
     starts = np.array([0, 3, 3, 200, 330, 1000])
     q, dout = normal(1000, 4, 16, dtype=any_dtype, count=2)

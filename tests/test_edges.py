@@ -330,6 +330,17 @@ def test_an_entry_without_keys_and_a_mask(dtype):
         assert not both[1].any()
 
 
+@pytest.mark.parametrize("sink", [-200.0, -2000.0])
+def test_rows_without_keys_beside_a_very_small_sink(dtype, sink):
+    q, k, v = normal(2, 8, 16, dtype=dtype, count=3)
+    sinks = np.array([sink, sink], dtype)
+    out, lse, _ = cattn.attention(q, k[:, :4], v[:, :4], causal=True, sinks=sinks, return_lse=True)
+    np.testing.assert_array_equal(out[:, :4], 0)
+    np.testing.assert_allclose(lse[:, :4], sink, rtol=1e-6)
+    without = cattn.attention(q, k[:, :4], v[:, :4], causal=True)
+    np.testing.assert_allclose(out[:, 4:], without[:, 4:], rtol=1e-6)
+
+
 def test_a_sink_that_is_nan_is_in_every_row(dtype):
     """In rows that attend nothing too: 0 / NaN."""
     q, k, v = (normal(1, n, 8, dtype=dtype, seed=i) for i, n in enumerate((24, 12, 12)))

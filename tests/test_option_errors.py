@@ -1,11 +1,14 @@
 """Options that are wrong, or that do not go together, raise and are named."""
 
 import inspect
+from typing import get_type_hints
 
 import numpy as np
 import pytest
+from support import normal
 
 import cattn
+from cattn._options import Options
 
 ONES = np.ones((2, 3, 4), np.float32)  # heads, rows, size: q, k and v alike
 ROWS = np.ones((5, 2, 4), np.float32)  # packed rows, heads, size
@@ -141,28 +144,25 @@ def test_wrong_dropout_masks(arguments, error, message):
         cattn.dropout_mask(*arguments)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        cattn.attention,
-        cattn.attention_backward,
-        cattn.attention_varlen,
-        cattn.attention_varlen_backward,
-        cattn.attention_jvp,
-    ],
-)
-def test_signatures_show_every_option_and_its_default(function):
+@pytest.mark.parametrize("name", ["", "_backward", "_varlen", "_varlen_backward", "_jvp"])
+def test_signatures_show_every_option_and_its_default(name):
+    function, packed = getattr(cattn, f"attention{name}"), "varlen" in name
     shown = inspect.signature(function).parameters
-    defaults = {name: p.default for name, p in shown.items() if p.kind is p.KEYWORD_ONLY}
+    defaults = {n: p.default for n, p in shown.items() if p.kind is p.KEYWORD_ONLY}
+    options = set(Options.__annotations__) - ({"layout"} if packed else set())
+    assert set(defaults) - {"return_lse", "return_weights", "out", "dlse", "grads"} == options
     assert all(p.kind is not p.VAR_KEYWORD for p in shown.values())
-    expected = {"mask": None, "causal": False, "dropout": 0.0, "precision": "highest"}
-    expected |= dict.fromkeys(["bias", "window", "scale", "softcap", "sinks", "num_threads"])
-    assert expected.items() <= defaults.items()
-    assert ("layout" in shown) == ("varlen" not in function.__name__)
-    # What is shown is what there is.
-    shape = (3, 2, 4) if "varlen" in function.__name__ else (2, 3, 4)
-    ones, lse = np.ones(shape, np.float32), np.ones((2, 3), np.float32)
-    given = {"lse": lse, "cu_seqlens_q": [0, 3], "cu_seqlens_k": [0, 3]}
-    arguments = [given.get(n, ones) for n, p in shown.items() if p.default is p.empty]
-    for one, other in zip(function(*arguments, **defaults), function(*arguments), strict=True):
+    assert options <= set(get_type_hints(function))
+    # A default is what leaving the option out means.
+    q, k, v, dout, out = normal(*((5, 2, 4) if packed else (2, 5, 4)), count=5)
+    given = {"q": q, "k": k, "v": v, "dout": dout, "out": out, "lse": normal(2, 5, seed=1)}
+    given |= {"dq": v, "dk": q, "dv": k, "cu_seqlens_q": [0, 5], "cu_seqlens_k": [0, 5]}
+    arguments = [given[n] for n, p in shown.items() if p.default is p.empty]
+    explicit, left_out = function(*arguments, **defaults), function(*arguments)
+    for one, other in zip(explicit, left_out, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_names_of_options_that_are_no_text():
+    with pytest.raises(TypeError, match="unknown option"):
+        cattn.attention(ONES, ONES, ONES, **{"\ud800": 1})

@@ -125,11 +125,10 @@ const Option& find(const py::handle& name, bool packed) {
   for (size_t i = 0; i < known; ++i) {
     if (name.ptr() == names[i]) return kOptions[i];
   }
-  const auto text = name.cast<std::string>();
-  for (size_t i = 0; i < known; ++i) {
-    if (text == kOptions[i].name) return kOptions[i];
+  for (size_t i = 0; i < known && PyUnicode_Check(name.ptr()); ++i) {
+    if (PyUnicode_CompareWithASCIIString(name.ptr(), kOptions[i].name) == 0) return kOptions[i];
   }
-  throw py::type_error("unknown option '" + text + "'");
+  throw py::type_error("unknown option " + shown(name));
 }
 
 }  // namespace

@@ -91,7 +91,7 @@ class Backward {
 
   void run() {
     const double flops = 6 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
-    const Call call;
+    Call call;
     threads_ = threads_for(p_, flops, call);
     // The gradient of the bias visits the pairs once more, so it wants them all.
     shared_ = p_.dbias || choose_packing(p_, threads_) == Packing::shared;

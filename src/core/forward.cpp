@@ -47,7 +47,8 @@ class Forward {
         k_(kernels),
         tangents_(tangents),
         threads_(threads_for(p_, flops(), call_)),
-        tiling_{query_block_of(p_, kernels, threads_), kernels.forward_tiling.key_block},
+        tiling_{query_block_of(p_, kernels.forward_tiling.query_block),
+                kernels.forward_tiling.key_block},
         key_bytes_(k_.packed_bytes(Operand::key, tiling_, p_.head_dim)),
         value_bytes_(k_.packed_bytes(Operand::value, tiling_, p_.value_dim)) {
     entries_.reserve(static_cast<size_t>(p_.batch));
@@ -82,16 +83,20 @@ class Forward {
   }
 
  private:
-  // The only pair, in every thread's own memory: as many shares of its query blocks as threads.
+  // The only pair, in every thread's own memory.
   void run_alone() const {
+    std::vector<Packed> of_threads(static_cast<size_t>(threads_));
     const Entry& e = entries_.front();
-    const Index shares = std::min<Index>(threads_, items_);
-    parallel_items(shares, threads_, p_.executor, [&](Index share, int32_t thread) {
-      pack_pair(e, 0, place_of(thread));
-      for (Index part = share; part < items_; part += shares)
-        attend(e, 0, part, place_of(thread), thread);
+    parallel_items(items_, threads_, p_.executor, [&](Index part, int32_t thread) {
+      bool& done = of_threads[static_cast<size_t>(thread)].done;
+      if (!done) pack_pair(e, 0, place_of(thread));
+      done = true;
+      attend(e, 0, part, place_of(thread), thread);
     });
   }
+  struct alignas(kAlignment) Packed {
+    bool done = false;
+  };
 
   // Pair by pair, each in its thread's own memory.
   void run_pairs() const {
@@ -259,7 +264,7 @@ class Forward {
   const Problem& p_;
   const KernelSet& k_;
   const bool tangents_;
-  const Call call_;
+  Call call_;
   const int32_t threads_;
   const Tiling tiling_;
   const Index key_bytes_, value_bytes_;

@@ -3,12 +3,12 @@
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
+#include <strings.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
-#include <cstring>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -25,13 +25,17 @@ std::atomic<int32_t> g_num_threads{0};
 std::atomic<bool> g_team_used{false};
 std::atomic<bool> g_team_lost{false};
 
+std::atomic<int32_t> g_calls{0};  // in progress; a forked child has none of the other threads'
+
 void note_fork() {
   if (g_team_used.load(std::memory_order_relaxed)) g_team_lost = true;
+  g_calls = 0;
 }
 
 struct ForkWatch {
   ForkWatch() { pthread_atfork(nullptr, nullptr, note_fork); }
 };
+const ForkWatch g_fork_watch;
 
 struct alignas(kAlignment) Section {
   std::atomic<Index> next{0};
@@ -145,7 +149,15 @@ void Patience::wait() {
 
 namespace {
 
-std::atomic<int32_t> g_calls{0};  // in progress
+using Clock = std::chrono::steady_clock;
+
+// Calls of one thread that follow each other.
+struct CallsInARow {
+  Clock::time_point end{};            // of the last one
+  Clock::duration without_threads{};  // what those took that had no others to help
+  bool woke_threads = false;
+};
+thread_local CallsInARow t_row;
 
 // Whether threads go to sleep at once when there is no work.
 bool sleeps_at_once() {
@@ -153,22 +165,26 @@ bool sleeps_at_once() {
   return policy && strcasecmp(policy, "passive") == 0;
 }
 
-bool comes_soon() {
-  using Clock = std::chrono::steady_clock;
-  constexpr std::chrono::milliseconds soon{1};
-  static const bool never = sleeps_at_once();
-  if (never) return false;
-  thread_local Clock::time_point last_call{};
-  const Clock::time_point now = Clock::now();
-  return now - std::exchange(last_call, now) < soon;
-}
-
 }  // namespace
 
 Call::Call() : is_only_(g_calls.fetch_add(1, std::memory_order_relaxed) == 0) {}
-Call::~Call() { g_calls.fetch_sub(1, std::memory_order_relaxed); }
-bool Call::finds_threads() const {
-  return comes_soon() && is_only_ && !g_team_lost.load(std::memory_order_relaxed);
+
+int32_t Call::threads(int32_t if_awake, int32_t if_asleep) {
+  constexpr std::chrono::milliseconds soon{1}, long_enough{1};
+  static const bool never = sleeps_at_once();
+  begin_ = Clock::now();
+  if (begin_ - t_row.end > soon) t_row = {};
+  const bool awake = is_only_ && !never && !g_team_lost.load(std::memory_order_relaxed) &&
+                     (t_row.woke_threads || t_row.without_threads > long_enough);
+  return threads_ = awake ? if_awake : if_asleep;
+}
+
+Call::~Call() {
+  g_calls.fetch_sub(1, std::memory_order_relaxed);
+  if (threads_ == 0) return;
+  t_row.end = Clock::now();
+  if (threads_ == 1) t_row.without_threads += t_row.end - begin_;
+  if (threads_ > 1) t_row.woke_threads = true;
 }
 
 void wait_for_turn(const std::atomic<Index>& turn, Index wanted) {
@@ -193,7 +209,6 @@ void run_team(const Phase* first, const Phase& last, int32_t threads,
     executor->run(executor->context, threads, work, &team);
     return;
   }
-  static const ForkWatch watch;
   if (g_team_lost.load(std::memory_order_relaxed)) {
     std::thread([&] { run_openmp(team, threads); }).join();
     return;

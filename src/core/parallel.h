@@ -2,6 +2,7 @@
 // an item computes depends on its index alone, so results do not depend on the threads.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <vector>
 
 #include "core/types.h"
@@ -40,12 +41,16 @@ class Call {
   ~Call();
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
-  // Whether threads are likely to be awake and to find cores: this thread asked the same not long
-  // ago, and no other one is in a call.
-  bool finds_threads() const;
+  // How many threads are to work on it: so many if they are likely to be awake and to find cores,
+  // or to be wanted for long enough, else so many. Calls of a thread that follow each other are a
+  // row: they are awake if one of a row woke them, and are woken when a row has taken long without.
+  // Where another thread is in a call too, cores are not free.
+  int32_t threads(int32_t if_awake, int32_t if_asleep);
 
  private:
   const bool is_only_;
+  int32_t threads_ = 0;  // 0: not asked
+  std::chrono::steady_clock::time_point begin_;
 };
 
 // Waits for another thread, which must be at work already: mostly that is soon done, but it may

@@ -6,7 +6,7 @@
 namespace cattn {
 namespace {
 
-// What a thread must have to do: awake it costs a microsecond or two, else a hundred.
+// What a thread must have to do: awake it costs a microsecond or two, else a hundred or more.
 constexpr double kFlopsPerThread = 0.5e6;
 constexpr double kFlopsPerThreadAsleep = 8e6;
 
@@ -37,33 +37,30 @@ double estimated_scores(const Problem& problem) {
   return scores * static_cast<double>(problem.heads_q);
 }
 
-int32_t threads_for(const Problem& problem, double flops, const Call& call) {
+int32_t threads_for(const Problem& problem, double flops, Call& call) {
   const int32_t most = problem.num_threads > 0 ? problem.num_threads : default_num_threads();
   const auto worth = [&](double flops_per_thread) {
-    return static_cast<int32_t>(std::min<double>(flops / flops_per_thread, most));
+    return std::max(1, static_cast<int32_t>(std::min<double>(flops / flops_per_thread, most)));
   };
-  int32_t threads = worth(kFlopsPerThread);
-  if (threads < 2 || most < 2) return 1;
-  const bool is_told = problem.num_threads > 0 || problem.executor;
-  if (!is_told && !call.finds_threads()) threads = worth(kFlopsPerThreadAsleep);
-  return std::max<int32_t>(threads, 1);
+  const int32_t threads = worth(kFlopsPerThread);
+  if (threads == 1 || problem.executor) return threads;
+  const bool is_told = problem.num_threads > 0;
+  return call.threads(threads, is_told ? threads : worth(kFlopsPerThreadAsleep));
 }
 
-Index query_block_of(const Problem& problem, const MatrixKernels& kernels, int32_t threads) {
+Index query_block_of(const Problem& problem, Index longest) {
+  constexpr double most_wanted = 4;
   constexpr Index fewest_queries = 32;
   constexpr Index long_block = 256, many = 128;  // such a block is halved where there are fewer
-  const Index longest = kernels.forward_tiling.query_block;
   const bool is_long = longest >= long_block;
   const Index query_block = is_long ? longest / 2 : longest;
   const double flops = 2 * static_cast<double>(problem.heads_q * problem.queries) *
                        static_cast<double>(problem.keys) *
                        static_cast<double>(problem.head_dim + problem.value_dim);
-  const double least = (kernels.blocks_tell ? 6 : 2) * kFlopsPerThread;
-  if (problem.packed || flops < least) return query_block;
+  const auto wanted = static_cast<Index>(std::min(flops / kFlopsPerThread, most_wanted));
+  if (problem.packed || wanted < 2) return query_block;
   if (is_long && problem.heads_q * (problem.queries / longest) >= many) return longest;
-  const Index wanted = kernels.blocks_tell ? 4 : threads > 1 ? 2 * threads : 1;
-  const Index heads = kernels.blocks_tell ? problem.heads_q : problem.batch * problem.heads_q;
-  const Index per_head = ceil_div(wanted, heads);
+  const Index per_head = ceil_div(wanted, problem.heads_q);
   const Index queries = ceil_div(ceil_div(problem.queries, per_head), fewest_queries);
   return std::min(query_block, queries * fewest_queries);
 }

@@ -8,7 +8,6 @@
 
 #include "core/parallel.h"
 #include "core/problem.h"
-#include "kernels/kernel_table.h"
 
 namespace cattn {
 
@@ -22,12 +21,13 @@ BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index 
 double estimated_scores(const Problem& problem);
 
 // Threads that `flops` of work are worth.
-int32_t threads_for(const Problem& problem, double flops, const Call& call);
+int32_t threads_for(const Problem& problem, double flops, Call& call);
 
-// The query block of the forward: the longest one of the kernels; where there are not enough to
-// share out, half of a very long one, or less. Where it tells in the results it depends neither on
-// the threads nor on the other batch entries.
-Index query_block_of(const Problem& problem, const MatrixKernels& kernels, int32_t threads);
+// The query block of the forward: the longest one of the kernels; where a batch entry has not many
+// to share out, half of a very long one, or less. Whether numbers split into parts, or scores are
+// within reach, is decided for all queries of a block, so that it must depend neither on the
+// threads nor on the other entries.
+Index query_block_of(const Problem& problem, Index longest);
 
 // What is packed for a whole pair (batch, kv head), the key side in the forward and the query side
 // in the backward, is either that of one pair at a time, in its thread's own memory, where it stays

@@ -64,7 +64,7 @@ struct FmaMatrices {
   static constexpr bool keeps_gradients = false,
                         transposes_keys = false;  // see PairMatrices
   static constexpr int weight_parts = 1;
-  static constexpr bool writes_rows = true, blocks_tell = false;
+  static constexpr bool writes_rows = true;
 
   // Calls f<kRows>(row) for the row tiles that products are made of.
   template <class F>

@@ -68,7 +68,8 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
     const double own = static_cast<double>(reference[r]) + s.exponent;
     const bool sum_leads = sums[r] != T(0) && own > static_cast<double>(sink_exponent);
     const double top = sum_leads ? own : static_cast<double>(sink_exponent);
-    const T shift = sum_leads ? static_cast<T>(s.exponent) : sink_exponent - reference[r];
+    T shift = sum_leads ? static_cast<T>(s.exponent) : sink_exponent - reference[r];
+    if (sums[r] == T(0)) shift = T(__builtin_inff());  // of no key; 0 times any power is to be 0
     const T sink_part = exp2_scalar(static_cast<T>(static_cast<double>(sink) - top));
     const auto with_sink = [&](const Binary& x) {
       return static_cast<T>(x.mantissa) * exp2_scalar(static_cast<T>(x.exponent) - shift) +

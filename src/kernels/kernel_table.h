@@ -242,7 +242,6 @@ struct MatrixKernels {
   void (*flush)(const FlushTask&);
   void (*flush_wide)(const FlushTask&);  // to rows of the arithmetic type
   bool writes_rows;                      // see BackwardTask
-  bool blocks_tell;  // whether a row's last bits depend on the other rows of its query block
 };
 
 struct KernelSet : MatrixKernels {

@@ -25,6 +25,5 @@ constexpr MatrixKernels matrix_kernels() {
           clear<M>,
           flush<M, S>,
           flush<M, T>,
-          M::writes_rows,
-          M::blocks_tell};
+          M::writes_rows};
 }

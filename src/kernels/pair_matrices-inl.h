@@ -227,7 +227,6 @@ struct PairMatrices {
   // What tile registers leave in memory goes through the L1 cache row tile by row tile.
   static constexpr bool finishes_in_registers = !Micro::stores_sums;
   static constexpr bool writes_rows = false;
-  static constexpr bool blocks_tell = true;  // numbers of a block split into parts or do not
   static constexpr Index row_group =
       Micro::stores_sums ? Micro::tallest : Tile::template Forward<float>::query_block;
   static constexpr int parts = P::parts, weight_parts = P::weight_parts;

@@ -2,6 +2,8 @@
 // same bits.
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -127,23 +129,54 @@ void test_phases() {
   }
 }
 
-// Calls find threads awake if they follow each other and no other thread is in one.
+// Calls get threads if they follow each other for long enough and no other thread is in one.
 void test_calls() {
-  const auto finds_threads = [] {
-    // The system may hold a thread up between two calls: not every time.
-    for (int i = 0; i < 1000; ++i) {
-      if (Call().finds_threads()) return true;
+  using Clock = std::chrono::steady_clock;
+  constexpr int32_t awake = 2, asleep = 1;
+  const auto call = [] { return Call().threads(awake, asleep); };
+  const auto get_threads = [&] {  // in a second of calls
+    const auto deadline = Clock::now() + std::chrono::seconds(1);
+    int32_t threads = asleep;
+    while (threads == asleep && Clock::now() < deadline) {
+      Call one;
+      threads = one.threads(awake, asleep);
+      // As long as a call.
+      for (const auto end = Clock::now() + std::chrono::microseconds(20); Clock::now() < end;) {
+      }
     }
-    return false;
+    return threads;
   };
   std::thread([&] {
-    check(!Call().finds_threads(), "calls: a thread's first one finds threads");
-    check(finds_threads(), "calls: none that follows another finds threads");
+    check(call() == asleep && call() == asleep, "calls: the first two of a thread get threads");
+    const char* const policy = std::getenv("OMP_WAIT_POLICY");
+    if (policy && std::string(policy) == "passive") {
+      check(get_threads() == asleep, "calls: some get threads that sleep at once");
+      return;
+    }
+    check(get_threads() == awake, "calls: none of a row get threads");
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    check(!Call().finds_threads(), "calls: one after a pause finds threads");
+    check(call() == asleep, "calls: one after a pause gets threads");
     const Call other;
-    check(!finds_threads(), "calls: one beside another finds threads");
+    check(get_threads() == asleep, "calls: one beside another gets threads");
   }).join();
+}
+
+// How large a call must be for threads that somebody else keeps.
+void test_least_work() {
+  int32_t asked_for = 0;
+  const cattn_executor elsewhere{&asked_for, run_elsewhere};
+  for (const Index queries : {56, 64, 128}) {
+    Case c;
+    c.heads_q = c.heads_kv = 1;
+    c.rows = queries;
+    c.keys = 64;
+    c.head_dim = c.value_dim = 64;
+    asked_for = 0;
+    Attention<float>(c).compute({.threads = 2, .executor = &elsewhere});
+    const bool wanted = queries >= 64;  // from 1 MFLOP on: 4 * 64 * 64 * 64 are a little more
+    check((asked_for == 2) == wanted, std::to_string(queries) + " queries: " +
+                                          std::to_string(asked_for) + " threads were asked for");
+  }
 }
 
 // A thread begins with its own section, the same in every call, and ends with what others left.
@@ -273,6 +306,7 @@ void test_threads() {
   test_sections();
   test_phases();
   test_calls();
+  test_least_work();
   test_parts();
   test_help();
   for (const Case& c : cases()) {
