@@ -49,7 +49,6 @@ int32_t threads_for(const Problem& problem, double flops, Call& call) {
 }
 
 Index query_block_of(const Problem& problem, Index longest) {
-  constexpr double most_wanted = 4;
   constexpr Index fewest_queries = 32;
   constexpr Index long_block = 256, many = 128;  // such a block is halved where there are fewer
   const bool is_long = longest >= long_block;
@@ -57,9 +56,9 @@ Index query_block_of(const Problem& problem, Index longest) {
   const double flops = 2 * static_cast<double>(problem.heads_q * problem.queries) *
                        static_cast<double>(problem.keys) *
                        static_cast<double>(problem.head_dim + problem.value_dim);
-  const auto wanted = static_cast<Index>(std::min(flops / kFlopsPerThread, most_wanted));
-  if (problem.packed || wanted < 2) return query_block;
+  if (problem.packed || flops < 2 * kFlopsPerThread) return query_block;
   if (is_long && problem.heads_q * (problem.queries / longest) >= many) return longest;
+  const Index wanted = flops < 6 * kFlopsPerThread ? 2 : 4;  // smaller blocks take longer
   const Index per_head = ceil_div(wanted, problem.heads_q);
   const Index queries = ceil_div(ceil_div(problem.queries, per_head), fewest_queries);
   return std::min(query_block, queries * fewest_queries);
