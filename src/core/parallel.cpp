@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <optional>
 #include <thread>
-#include <utility>
 #include <vector>
 
 namespace cattn {
