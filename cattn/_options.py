@@ -36,6 +36,17 @@ class Options(TypedDict, total=False):
 #: Of those that are not None by default.
 DEFAULTS: Options = {"causal": False, "dropout": 0.0, "precision": "highest", "layout": "bhld"}
 
+_KINDS = get_type_hints(Options)
+_PARAMETERS = [
+    inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=DEFAULTS.get(name),
+        annotation=getattr(kind, "__forward_arg__", kind),
+    )
+    for name, kind in Options.__annotations__.items()
+]
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -45,27 +56,17 @@ def show_options(*, without: Sequence[str] = ()) -> Callable[[_Function], _Funct
     The function itself takes them as a dict, since CPython looks up the default of every keyword
     argument that a call leaves out: half a microsecond for all of these.
     """
-    kinds = get_type_hints(Options)
-    options = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=DEFAULTS.get(name),
-            annotation=getattr(kind, "__forward_arg__", kind),
-        )
-        for name, kind in Options.__annotations__.items()
-        if name not in without
-    ]
+    options = [p for p in _PARAMETERS if p.name not in without]
 
     def show(function: _Function) -> _Function:
         own = inspect.signature(function)
-        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         first = next((i for i, p in enumerate(named) if p.kind is p.KEYWORD_ONLY), len(named))
         parameters = [*named[:first], *options, *named[first:]]
         function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         # For `typing.get_type_hints`: Unpack is known to type checkers only.
         del function.__annotations__["options"]
-        function.__annotations__ |= {p.name: kinds[p.name] for p in options}
+        function.__annotations__ |= {p.name: _KINDS[p.name] for p in options}
         return function
 
     return show
