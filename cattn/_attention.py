@@ -112,7 +112,8 @@ def attention(
         Where the result goes: exactly its shape and dtype, last axis contiguous. It may overlap
         the inputs.
     num_threads : int, optional
-        Threads for this call; default `get_num_threads`.
+        Threads for this call, of which a very small one needs only one. By default at most
+        `get_num_threads`, and one for a small call while others are probably asleep or busy.
 
     Returns
     -------

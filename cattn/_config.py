@@ -12,7 +12,7 @@ __version__: str = _core.version()
 
 
 def set_num_threads(n: int | None) -> None:
-    """Set how many threads a call may use.
+    """Set how many threads a call may use; small ones use fewer.
 
     Parameters
     ----------

@@ -85,6 +85,9 @@ class Forward {
  private:
   // The only pair, in every thread's own memory.
   void run_alone() const {
+    struct alignas(kAlignment) Packed {
+      bool done = false;
+    };
     std::vector<Packed> of_threads(static_cast<size_t>(threads_));
     const Entry& e = entries_.front();
     parallel_items(items_, threads_, p_.executor, [&](Index part, int32_t thread) {
@@ -94,9 +97,6 @@ class Forward {
       attend(e, 0, part, place_of(thread), thread);
     });
   }
-  struct alignas(kAlignment) Packed {
-    bool done = false;
-  };
 
   // Pair by pair, each in its thread's own memory.
   void run_pairs() const {
