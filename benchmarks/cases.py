@@ -14,7 +14,10 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class Case:
-    """One attention call: self-attention of `batch` × `heads` heads over `length` positions."""
+    """One attention call: self-attention of `batch` × `heads` heads over `length` positions.
+
+    With `queries` there are fewer of those than keys, as where a text is continued.
+    """
 
     direction: Direction
     heads: int
@@ -24,6 +27,8 @@ class Case:
     kv_heads: int | None = None
     """Heads of keys and values; None is as many as `heads`."""
     batch: int = 1
+    queries: int | None = None
+    """Of each head; None is as many as `length`."""
     dtype: str = "float32"
     precision: str = "highest"
     """Of float32 products; peers have only the highest."""
@@ -41,7 +46,8 @@ class Case:
             words.append(f"B{self.batch}")
         grouped = self.kv_heads not in (None, self.heads)
         words.append(f"H{self.heads}/{self.kv_heads}" if grouped else f"H{self.heads}")
-        words += [f"L{self.length}", f"D{self.head_dim}"]
+        few = [] if self.queries is None else [f"Q{self.queries}"]
+        words += [*few, f"L{self.length}", f"D{self.head_dim}"]
         if self.causal:
             words.append("causal")
         if self.dtype != "float32":
@@ -51,6 +57,11 @@ class Case:
         return " ".join(words)
 
     @property
+    def query_length(self) -> int:
+        """How many queries each head has."""
+        return self.length if self.queries is None else self.queries
+
+    @property
     def key(self) -> tuple[str, str, int | None]:
         """What makes two measurements comparable."""
         return self.name, self.isa, self.threads
@@ -58,7 +69,7 @@ class Case:
     @property
     def scores(self) -> int:
         """How many query-key pairs there are, masked or not."""
-        return self.batch * self.heads * self.length**2
+        return self.batch * self.heads * self.query_length * self.length
 
     @property
     def flops(self) -> float:
@@ -87,6 +98,16 @@ SMALL = [
     Case("forward", 1, 64, 64, quick=True),
     Case("forward", 1, 16, 64, quick=True),
     Case("forward", 4, 32, 32, batch=256, quick=True),
+]
+
+#: One query of each head against what came before it, as for every word of a text that is written:
+#: keys and values pass by once, so memory counts more than arithmetic.
+DECODE = [
+    Case("forward", 8, 512, 64, queries=1, quick=True),
+    Case("forward", 8, 4096, 64, queries=1),
+    Case("forward", 32, 2048, 128, kv_heads=8, queries=1),
+    Case("forward", 1, 65536, 64, queries=1),
+    Case("forward", 4, 128, 32, batch=16, queries=1),
 ]
 
 #: The time per score should not depend on the length.
@@ -130,6 +151,7 @@ SAME_BUT_FOR = {
 CASES: list[Case] = [
     *MAIN,
     *SMALL,
+    *DECODE,
     *LENGTHS,
     *HEAD_SIZES,
     *OTHERS,

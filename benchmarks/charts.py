@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from cases import LENGTHS, MAIN, SMALL
+from cases import DECODE, LENGTHS, MAIN, SMALL
 from results import Memory, Run
 from table import format_ratio, format_time
 
@@ -124,7 +124,7 @@ def share_of_peak(run: Run) -> Figure | None:
 def speedup(run: Run) -> Figure | None:
     """Draw how many times faster than each peer cattn is in the main cases and the small calls."""
     isa, threads = _best(run)
-    shown = {case.name for case in (*MAIN, *SMALL)}
+    shown = {case.name for case in (*MAIN, *SMALL, *DECODE)}
     results = [r for r in run.in_group(isa, threads) if r.case.name in shown]
     peers = [peer for peer in run.peers if any(r.speedup(peer) for r in results)]
     if not peers:

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import machine
-from cases import MAIN, SMALL
+from cases import DECODE, MAIN, SMALL
 from floors import goals, summary
 from results import Run
 from table import table, tables
@@ -72,7 +72,7 @@ def _link(target: Path, source: Path) -> str:
 
 def _readme_part(run: Run, source: str, whole: str, pictures: str) -> str:
     isa, threads = run.groups()[0]
-    shown = {case.name for case in (*MAIN, *SMALL)}
+    shown = {case.name for case in (*MAIN, *SMALL, *DECODE)}
     results = [result for result in run.in_group(isa, threads) if result.case.name in shown]
     peaks = run.fma_peaks(isa, threads)
     peak = f", FMA peak {peaks[-1] / 1e9:.0f} GFLOP/s" if peaks else ""

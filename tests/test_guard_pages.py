@@ -38,7 +38,7 @@ def test_arrays_beside_unreadable_pages(isa, side):
     process = run(isa, side, *kinds)
     last = "\n".join(process.stdout.splitlines()[-2:])
     assert process.returncode == 0, f"{last}\n{process.stderr}"
-    assert f"completed {378 * len(kinds)}" in last
+    assert f"completed {462 * len(kinds)}" in last
 
 
 def test_the_guard_works():

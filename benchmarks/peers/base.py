@@ -34,7 +34,7 @@ def dtype_of(case: Case) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arrays of (B, H, L, D) that all peers share."""
+    """Arrays of (B, H, L, D) that all peers share; those of queries may be shorter."""
 
     q: Array
     k: Array
@@ -46,14 +46,15 @@ class Inputs:
         """Normal numbers, the same for every run."""
         rng = np.random.default_rng(0)
 
-        def array(heads: int) -> Array:
-            shape = (case.batch, heads, case.length, case.head_dim)
+        def array(heads: int, length: int) -> Array:
+            shape = (case.batch, heads, length, case.head_dim)
             if case.dtype == "float64":
                 return rng.standard_normal(shape)
             return rng.standard_normal(shape, dtype=np.float32).astype(dtype_of(case))
 
-        kv_heads = case.kv_heads or case.heads
-        return Inputs(array(case.heads), array(kv_heads), array(kv_heads), array(case.heads))
+        of_queries = case.heads, case.query_length
+        of_keys = case.kv_heads or case.heads, case.length
+        return Inputs(array(*of_queries), array(*of_keys), array(*of_keys), array(*of_queries))
 
     def expanded(self) -> Inputs:
         """Keys and values repeated for each query head, for a peer without grouped heads."""

@@ -17,7 +17,7 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     kv_heads = inputs.k.shape[1]
 
     def grouped(x: Array) -> Array:
-        return x.reshape(case.batch, kv_heads, -1, case.length, case.head_dim)
+        return x.reshape(case.batch, kv_heads, -1, *x.shape[-2:])
 
     q, k, v, dout = map(grouped, (inputs.q, inputs.k, inputs.v, inputs.dout))
     scale = q.dtype.type(case.head_dim**-0.5)

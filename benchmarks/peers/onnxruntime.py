@@ -37,7 +37,7 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     binding.bind_ortvalue_output("out", out)
 
     def result() -> tuple[Array, ...]:
-        heads = out.numpy().reshape(case.batch, case.length, case.heads, case.head_dim)
+        heads = out.numpy().reshape(case.batch, -1, case.heads, case.head_dim)
         return (heads.transpose(0, 2, 1, 3),)
 
     return Task(lambda: session.run_with_iobinding(binding), lambda _: result())

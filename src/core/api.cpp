@@ -50,14 +50,15 @@ cattn::HeadSize head_size(const cattn::Problem& problem) {
 
 // Runs a loop nest on a checked problem.
 cattn_status run(const cattn_attention* problem, cattn::Direction direction,
-                 void (*nest)(const cattn::Problem&, const cattn::KernelSet&)) {
+                 void (*nest)(const cattn::Problem&, const cattn::Kernels&)) {
   return guarded([&] {
     check_version(problem, "cattn_attention_init");
     const cattn::Problem checked(*problem, direction);
-    const cattn::KernelTable* table = &cattn::kernel_table();
-    if (direction == cattn::Direction::tangent && table->multiply_adds)
-      table = table->multiply_adds;
-    nest(checked, cattn::kernel_set(*table, checked.dtype, checked.precision, head_size(checked)));
+    const auto kernels = [&](const cattn::KernelTable& table) -> const cattn::KernelSet& {
+      return cattn::kernel_set(table, checked.dtype, checked.precision, head_size(checked));
+    };
+    const cattn::KernelTable& table = cattn::kernel_table();
+    nest(checked, {kernels(table), kernels(table.multiply_adds ? *table.multiply_adds : table)});
   });
 }
 

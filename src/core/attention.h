@@ -4,8 +4,16 @@
 
 namespace cattn {
 
-void attention_forward(const Problem& problem, const KernelSet& kernels);
-void attention_jvp(const Problem& problem, const KernelSet& kernels);
-void attention_backward(const Problem& problem, const KernelSet& kernels);
+struct Kernels {
+  const KernelSet& best;           // for the heads' size
+  const KernelSet& multiply_adds;  // what has kernels for every nest
+};
+
+void attention_forward(const Problem& problem, const Kernels& kernels);
+void attention_jvp(const Problem& problem, const Kernels& kernels);
+void attention_backward(const Problem& problem, const Kernels& kernels);
+
+// The forward's batch entries with few queries, by multiply-adds.
+void attention_decode(const Problem& problem, const KernelSet& kernels);
 
 }  // namespace cattn

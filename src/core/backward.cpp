@@ -655,14 +655,14 @@ class Backward {
 
 }  // namespace
 
-void attention_backward(const Problem& problem, const KernelSet& kernels) {
+void attention_backward(const Problem& problem, const Kernels& kernels) {
   if (problem.batch == 0 || problem.heads_kv == 0) {
     // Parameters that nothing reads.
     if (problem.dbias) fill_with_zeros(problem.dbias_array);
     if (problem.dsinks_array.data) fill_with_zeros(problem.dsinks_array);
     return;
   }
-  Backward(problem, kernels).run();
+  Backward(problem, kernels.best).run();
 }
 
 }  // namespace cattn

@@ -54,12 +54,14 @@ class Forward {
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
       Entry e{b, p_.sequence(b), p_.band(b), {}, 0, packed_blocks_, items_};
+      entries_.push_back(e);
+      if (!tangents_ && has_few_queries(p_, e.sequence)) continue;
       e.blocks = key_blocks(e.band, 0, e.sequence.queries, tiling_.key_block);
       e.query_blocks = ceil_div(e.sequence.queries, tiling_.query_block);
       packed_blocks_ = checked_add(packed_blocks_, p_.heads_kv * e.blocks.count);
       items_ = checked_add(items_, p_.heads_q * e.query_blocks);
       most_blocks_ = std::max(most_blocks_, e.blocks.count);
-      entries_.push_back(e);
+      entries_.back() = e;
     }
   }
 
@@ -248,17 +250,7 @@ class Forward {
     }
     k_.forward(task);
     if (!p_.weights) return;
-    Rows weights = p_.writable_rows(p_.weights, b, h, row);
-    const Index element = p_.weights.element_size;
-    if (p_.packed) {
-      // Rows are as long as all sequences together.
-      for (Index r = 0; r < task.rows; ++r) {
-        char* const whole = static_cast<char*>(weights.data) + r * weights.row_stride * element;
-        std::fill_n(whole, p_.keys * element, char{0});
-      }
-      weights.data = static_cast<char*>(weights.data) + e.sequence.first_key * element;
-    }
-    k_.weights({&task, p_.packed ? e.sequence.keys : p_.keys, weights});
+    k_.weights(weights_task(p_, b, h, row, task));
   }
 
   const Problem& p_;
@@ -281,14 +273,21 @@ class Forward {
 
 }  // namespace
 
-void attention_forward(const Problem& problem, const KernelSet& kernels) {
+void attention_forward(const Problem& problem, const Kernels& kernels) {
   if (problem.batch == 0 || problem.heads_q == 0 || problem.queries == 0) return;
-  Forward(problem, kernels, false).run();
+  bool has_few = false, has_many = false;
+  for (Index b = 0; b < (problem.packed ? problem.batch : 1); ++b) {
+    const bool few = has_few_queries(problem, problem.sequence(b));
+    has_few = has_few || few;
+    has_many = has_many || !few;
+  }
+  if (has_few) attention_decode(problem, kernels.multiply_adds);
+  if (has_many) Forward(problem, kernels.best, false).run();
 }
 
-void attention_jvp(const Problem& problem, const KernelSet& kernels) {
+void attention_jvp(const Problem& problem, const Kernels& kernels) {
   if (problem.batch == 0 || problem.heads_q == 0 || problem.queries == 0) return;
-  Forward(problem, kernels, true).run();
+  Forward(problem, kernels.multiply_adds, true).run();
 }
 
 }  // namespace cattn

@@ -36,11 +36,11 @@ CATTN_INLINE void accumulate_block(const ScoreBlock& block, const T* tile, const
   }
 }
 
-// Whether something is masked or dropped in a block where it must be left out one by one.
-CATTN_INLINE bool hides_some(const BackwardTask& t, const ScoreBlock& block) {
-  const ScoreTerms& terms = *t.terms;
-  return !(t.flags & kBlockFinite) && (terms.mask.data || terms.bias.data || terms.dropout.on ||
-                                       !block.full(0, t.rows, 0, t.cols));
+// Whether something is masked or dropped in a block: where it holds a NaN or inf, that must be left
+// out one by one.
+CATTN_INLINE bool hides_some(const ScoreTerms& terms, const ScoreBlock& block) {
+  return terms.mask.data || terms.bias.data || terms.dropout.on ||
+         !block.full(0, block.rows, 0, block.cols);
 }
 
 template <class Arithmetic, class BackwardBlocks = typename Tile::template Backward<Arithmetic>>
@@ -148,7 +148,9 @@ struct FmaMatrices {
    public:
     static Index scratch_bytes(Index, Index) { return 0; }
     CATTN_INLINE Backward(const BackwardTask& t, const ScoreBlock& block, void*)
-        : t_(t), attended_(block), skips_(hides_some(t, block)) {}
+        : t_(t),
+          attended_(block),
+          skips_(!(t.flags & kBlockFinite) && hides_some(*t.terms, block)) {}
 
     // Q K^T and dO V^T, tile by tile to `finish`.
     // `group` is some of the block's rows, from `row` on.

@@ -136,7 +136,7 @@ CATTN_INLINE void finish_sums(const ForwardTask& t, const ForwardScratch<T>& scr
 
 // out = o / sum and lse. S is the type in memory.
 template <class T, class S>
-CATTN_INLINE void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+[[gnu::noinline]] void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   using X = Vec<T>;
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
   finish_sums(t, scratch, [&](Range rows, const T* factors) {
@@ -167,13 +167,13 @@ CATTN_INLINE void clear_sums(Index rows, T* sum) {
 }
 
 template <class M, class T>
-CATTN_INLINE void prepare_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+CATTN_INLINE void prepare_rows(Index rows, const ForwardScratch<T>& scratch) {
   constexpr Index width = Vec<T>::width;
-  const Index vector_rows = round_up(t.rows, width);
-  clear_sums(t.rows, scratch.sum);
-  if (scratch.weight_sum != scratch.sum) clear_sums(t.rows, scratch.weight_sum);
+  const Index vector_rows = round_up(rows, width);
+  clear_sums(rows, scratch.sum);
+  if (scratch.weight_sum != scratch.sum) clear_sums(rows, scratch.weight_sum);
   fill(scratch.reference, vector_rows, -T(__builtin_inff()));
-  fill(scratch.maximum + t.rows * width, (vector_rows - t.rows) * width, -T(__builtin_inff()));
+  fill(scratch.maximum + rows * width, (vector_rows - rows) * width, -T(__builtin_inff()));
 }
 
 // The key blocks that a task attends.
@@ -209,18 +209,23 @@ CATTN_INLINE bool is_bounded(const ForwardTask& t, const PackedQueries<T>& queri
   return key_norm * queries.norm * factor * rounding <= T(kReachOf<M>);
 }
 
+CATTN_INLINE MaskKind mask_kind(const ForwardTask& t, Index b) {
+  return t.mask_kinds ? t.mask_kinds[b] : MaskKind::full;
+}
+CATTN_INLINE ScoreTerms terms_of_block(const ForwardTask& t, Index b) {
+  ScoreTerms terms = *t.terms;
+  if (mask_kind(t, b) == MaskKind::full) terms.mask.data = nullptr;
+  return terms;
+}
+
 // Calls f(block, terms, index) for those of `blocks` that a task attends; index counts from
 // t.first_block.
 template <class T, class F>
 CATTN_INLINE void for_key_blocks(const ForwardTask& t, Range blocks, F f) {
   constexpr Index key_block = Tile::Forward<T>::key_block;
   for (Index b = blocks.begin; b < blocks.end; ++b) {
-    ScoreTerms terms = *t.terms;
-    if (t.mask_kinds) {
-      if (t.mask_kinds[b] == MaskKind::empty) continue;
-      if (t.mask_kinds[b] == MaskKind::full) terms.mask.data = nullptr;
-    }
-    f(score_block<T>(t, key_block, b), terms, b - t.first_block);
+    if (mask_kind(t, b) == MaskKind::empty) continue;
+    f(score_block<T>(t, key_block, b), terms_of_block(t, b), b - t.first_block);
   }
 }
 template <class T, class F>
@@ -548,7 +553,7 @@ void forward(const ForwardTask& t) {
   ForwardScratch<typename M::T> scratch(t.scratch, t.head_dim, t.value_dim, M::rounds_weights,
                                         M::sums_afresh);
   if (!t.lse) scratch.sum = scratch.weight_sum;  // who would need the other one?
-  prepare_rows<M>(t, scratch);
+  prepare_rows<M>(t.rows, scratch);
   using T = typename M::T;
   T* out = nullptr;
   if constexpr (kFinishesRows<M> && __is_same(S, T)) out = static_cast<T*>(t.out.data);
@@ -558,21 +563,51 @@ void forward(const ForwardTask& t) {
   if (!is_done) finish_rows<T, S>(t, scratch);
 }
 
-// The probabilities themselves, from the lse: weights = e^(s - lse).
+// The probabilities of a block's products, from the lse: weights = e^(s - lse).
+template <class T, class S>
+[[gnu::noinline]] void store_weights(const ForwardTask& t, const ScoreBlock& block,
+                                     const ScoreTerms& terms, T* score, T factor, Rows weights) {
+  using X = Vec<T>;
+  constexpr Index key_block = Tile::Forward<T>::key_block;
+  const T* const lse = static_cast<const T*>(t.lse);
+  for (Index r = 0; r < t.rows; ++r) {
+    const T row_lse = lse[r * t.lse_stride];
+    const Range columns = block.columns(r, 1);
+    if (columns.begin >= columns.end || row_lse == -T(__builtin_inff())) continue;
+    const auto [begin, end] = whole_vectors<T>(columns);
+    T* const s = score + r * key_block;
+    transform_rows<T, key_block>(block, terms, score, r, 1, begin, end);
+    RowScale<T> row_scale;
+    row_scales<T>(X::set1(row_lse), 1, &row_scale);
+    exponentiate_row_below<T, true>(s, begin, end, factor, row_scale);
+    S* const to = static_cast<S*>(weights.data) + r * weights.row_stride + block.first_key;
+    for (Index c = begin; c < end; c += X::width) {
+      const auto p = X::add(X::load(s + c), X::zero());  // no -0 for a masked position
+      const Index n = block.cols - c;
+      if (n >= X::width) {
+        X::store(to + c, p);
+      } else {
+        X::store_n(to + c, p, n);
+      }
+    }
+  }
+}
+template <class S>
+CATTN_INLINE void clear_weights(const WeightsTask& t) {
+  S* const weights = static_cast<S*>(t.weights.data);
+  for (Index r = 0; r < t.forward->rows; ++r) fill(weights + r * t.weights.row_stride, t.keys, S{});
+}
+
 template <class M, class S>
 void weights(const WeightsTask& task) {
   using T = typename M::T;
-  using X = Vec<T>;
   using Tiles = typename Tile::Forward<T>;
   constexpr Index key_block = Tiles::key_block;
   constexpr Tiling tiling{Tiles::query_block, key_block};
   const ForwardTask& t = *task.forward;
   const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
   const Index key_bytes = M::packed_bytes(Operand::key, tiling, t.head_dim);
-
-  S* const weight = static_cast<S*>(task.weights.data);
-  const T* const lse = static_cast<const T*>(t.lse);
-  for (Index r = 0; r < t.rows; ++r) fill(weight + r * task.weights.row_stride, task.keys, S{});
+  clear_weights<S>(task);
   const auto queries = M::Forward::template pack_queries<S>(t, scratch.query, scratch.end);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
   typename M::Forward matrices(t, queries, scratch.query, scratch.score, scratch.end);
@@ -581,26 +616,6 @@ void weights(const WeightsTask& task) {
     matrices.scores(block, 0, t.keys + index * key_bytes,
                     StoreScores<T, key_block>{scratch.score, nullptr}, nothing);
     matrices.settle();
-    for (Index r = 0; r < t.rows; ++r) {
-      const T row_lse = lse[r * t.lse_stride];
-      const Range columns = block.columns(r, 1);
-      if (columns.begin >= columns.end || row_lse == -T(__builtin_inff())) continue;
-      const auto [begin, end] = whole_vectors<T>(columns);
-      T* const s = scratch.score + r * key_block;
-      transform_rows<T, key_block>(block, terms, scratch.score, r, 1, begin, end);
-      RowScale<T> row_scale;
-      row_scales<T>(X::set1(row_lse), 1, &row_scale);
-      exponentiate_row_below<T, true>(s, begin, end, factor, row_scale);
-      S* const to = weight + r * task.weights.row_stride + block.first_key;
-      for (Index c = begin; c < end; c += X::width) {
-        const auto p = X::add(X::load(s + c), X::zero());  // no -0 for a masked position
-        const Index n = block.cols - c;
-        if (n >= X::width) {
-          X::store(to + c, p);
-        } else {
-          X::store_n(to + c, p, n);
-        }
-      }
-    }
+    store_weights<T, S>(t, block, terms, scratch.score, factor, task.weights);
   });
 }

@@ -36,6 +36,7 @@ struct Tile {
 #include "kernels/backward-inl.h"
 #include "kernels/matrix_kernels-inl.h"
 #include "kernels/jvp-inl.h"
+#include "kernels/decode-inl.h"
 #include "kernels/rope-inl.h"
 #include "kernels/table-inl.h"
 // clang-format on

@@ -25,6 +25,7 @@ using Tile = VectorTile<128, 128>;
 #include "kernels/backward-inl.h"
 #include "kernels/matrix_kernels-inl.h"
 #include "kernels/jvp-inl.h"
+#include "kernels/decode-inl.h"
 #include "kernels/rope-inl.h"
 #include "kernels/table-inl.h"
 // clang-format on

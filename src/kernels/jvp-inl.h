@@ -65,7 +65,7 @@ void jvp(const JvpTask& task) {
   const Index value_bytes = panel_bytes<T>(Operand::value, tiling, t.value_dim);
   T* const slope = t.terms->softcap != 0 ? all.slope : nullptr;
 
-  prepare_rows<M>(t, scratch);
+  prepare_rows<M>(t.rows, scratch);
   pack_scaled_queries<M, S>(t.q, t, scratch.query);
   pack_scaled_queries<M, S>(task.q_tangent, t, all.query_tangent);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));

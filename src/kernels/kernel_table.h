@@ -127,6 +127,28 @@ struct WeightsTask {
   Rows weights;  // rows x keys, written in full
 };
 
+// Few queries of all heads that read the same keys and values, from where these lie: the results,
+// or those of some key blocks only.
+struct DecodeTask {
+  const ForwardTask* heads;   // of the same queries and keys; nothing is packed
+  Index head_count;           // all their rows together: kMostDecodeRows at most
+  ConstRows k, v;             // from key 0 on
+  Index first_block, blocks;  // those that count
+  // If not null, what the rows come to is written here in place of results, for a MergeTask:
+  // part_bytes from head to head, rows x (kPartNumbers + value_dim) of the arithmetic type of each.
+  char* parts;
+  Index part_bytes;
+};
+constexpr Index kMostDecodeRows = 16;
+constexpr Index kPartNumbers = 2;  // reference and sum, in front of a row's output
+
+// The results of a head, from `count` such parts, one behind the other.
+struct MergeTask {
+  const ForwardTask* forward;
+  char* parts;
+  Index count;
+};
+
 // The same block with tangents: how out moves when q, k and v move by theirs (forward mode).
 struct JvpTask {
   const ForwardTask* forward;
@@ -248,7 +270,11 @@ struct KernelSet : MatrixKernels {
   Index arithmetic_size;  // bytes of the type that is computed in: float or double
   Index (*accumulator_bytes)(Index block_rows, Index cols);
   Index (*jvp_scratch_bytes)(Index head_dim, Index value_dim);
-  void (*jvp)(const JvpTask&);  // of operands packed for multiply-adds
+  // By multiply-adds, whatever the matrix kernels are, in blocks of their forward_tiling.
+  void (*jvp)(const JvpTask&);
+  void (*decode)(const DecodeTask&);
+  void (*merge)(const MergeTask&);
+  void (*decode_weights)(const WeightsTask&, ConstRows k);  // k as in DecodeTask
   void (*row_terms)(const RowTermsTask&);
   void (*rope)(const RopeTask&);
 };

@@ -8,6 +8,9 @@ constexpr KernelSet kernel_set() {
           accumulator_bytes<T>,
           jvp_scratch_bytes<T>,
           jvp<T, S>,
+          decode<T, S>,
+          merge<T, S>,
+          decode_weights<T, S>,
           row_terms<T, S>,
           rope<T, S>};
 }

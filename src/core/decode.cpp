@@ -1,0 +1,176 @@
+// The decode loop nest: few queries against keys and values where they lie. Long ones are cut into
+// parts, which any thread may take and whose results are merged, so that one head has work for all.
+#include <algorithm>
+#include <vector>
+
+#include "core/attention.h"
+#include "core/error.h"
+#include "core/mask_blocks.h"
+#include "core/parallel.h"
+#include "core/plan.h"
+#include "core/workspace.h"
+
+namespace cattn {
+namespace {
+
+// Keys and values of a part: what the first query head of a group has read the next ones find in
+// the L2 cache.
+constexpr Index kBytesOfPart = 1 << 18;
+
+// Operations on what comes from memory or a far cache take so many times as long as others.
+constexpr double kTimesAsLong = 4;
+
+// One batch entry. Its parts and rows are numbered behind those of the entries before.
+struct Entry {
+  Index batch;
+  Sequence sequence;
+  Band band;
+  BlockRange blocks;  // key blocks that are attended
+  Index parts;        // of one head; 0: the entry is not for this nest
+  Index first_part;   // (kv head, part) in order
+  Index first_kept;   // (query head, part, query) in order: rows that wait to be merged
+};
+
+class Decode {
+ public:
+  Decode(const Problem& problem, const KernelSet& kernels)
+      : p_(problem),
+        k_(kernels),
+        threads_(threads_for(p_, kTimesAsLong * flops(), call_)),
+        mask_blocks_(p_, k_.forward_tiling, threads_),
+        row_bytes_((kPartNumbers + p_.value_dim) * k_.arithmetic_size) {
+    const Index key_bytes = (p_.head_dim + p_.value_dim) * p_.k.element_size;
+    const Index blocks_of_part =
+        std::max<Index>(kBytesOfPart / (key_bytes * k_.forward_tiling.key_block), 1);
+    entries_.reserve(static_cast<size_t>(p_.batch));
+    for (Index b = 0; b < p_.batch; ++b) {
+      Entry e{b, p_.sequence(b), p_.band(b), {}, 0, parts_, kept_};
+      if (has_few_queries(p_, e.sequence) && e.sequence.queries > 0) {
+        e.blocks = key_blocks(e.band, 0, e.sequence.queries, k_.forward_tiling.key_block);
+        e.parts = std::max<Index>(ceil_div(e.blocks.count, blocks_of_part), 1);
+        parts_ = checked_add(parts_, p_.heads_kv * e.parts);
+        if (e.parts > 1) kept_ = checked_add(kept_, p_.heads_q * e.parts * e.sequence.queries);
+      }
+      entries_.push_back(e);
+    }
+  }
+
+  void run() {
+    Layout layout;
+    const auto part = [&](Index count, Index bytes) {
+      return layout.add(checked_multiply(count, bytes));
+    };
+    scratch_bytes_ = aligned(k_.forward_scratch_bytes(p_.head_dim, p_.value_dim));
+    const Index kept_at = part(kept_, row_bytes_);
+    const Index scratch_at = part(threads_, scratch_bytes_);
+    // The weights are computed from the lse, which the caller need not want.
+    own_lse_ = p_.weights && !p_.lse;
+    const Index entries = p_.packed ? 1 : p_.batch;
+    const Index lse_at = part(own_lse_ ? entries * p_.heads_q : 0, p_.queries * k_.arithmetic_size);
+    const Workspace workspace(layout.bytes());
+    kept_data_ = workspace.data() + kept_at;
+    scratch_ = workspace.data() + scratch_at;
+    lse_ = workspace.data() + lse_at;
+    const auto attend = [&](Index item, int32_t thread) { attend_part(item, thread); };
+    const auto finish = [&](Index item, int32_t thread) { finish_head(item, thread); };
+    if (kept_ == 0 && !p_.weights) {
+      parallel_items(parts_, threads_, p_.executor, attend);
+    } else {
+      parallel_phases({parts_, attend}, {p_.batch * p_.heads_q, finish}, threads_, p_.executor);
+    }
+  }
+
+ private:
+  double flops() const {
+    return 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
+  }
+
+  // All queries of a head, as far as they do not depend on keys.
+  ForwardTask task_of(const Entry& e, Index h, const ScoreTerms& terms, int32_t thread) const {
+    ForwardTask task{};
+    const Index b = e.batch, row = e.sequence.first_query;
+    task.q = p_.rows(p_.q, b, h, row);
+    task.rows = e.sequence.queries;
+    task.head_dim = p_.head_dim;
+    task.value_dim = p_.value_dim;
+    task.band = e.band;
+    task.terms = &terms;
+    task.sink = p_.sink(h);
+    task.mask_kinds = mask_blocks_.of(b, h, 0);
+    task.out = p_.writable_rows(p_.out, b, h, row);
+    if (p_.lse) {
+      task.lse = p_.at(p_.lse, b, h, row);
+      task.lse_stride = p_.lse.row_stride;
+    } else if (own_lse_) {
+      const Index of_sequence = p_.packed ? row : b * p_.heads_q * p_.queries;
+      task.lse = lse_ + (of_sequence + h * p_.queries) * k_.arithmetic_size;
+      task.lse_stride = 1;
+    }
+    task.scratch = scratch_ + thread * scratch_bytes_;
+    return task;
+  }
+
+  Index part_bytes(const Entry& e) const { return e.sequence.queries * row_bytes_; }
+  char* kept_of(const Entry& e, Index h, Index part) const {
+    return kept_data_ + e.first_kept * row_bytes_ + (h * e.parts + part) * part_bytes(e);
+  }
+  ConstRows keys_of(const Entry& e, const View& view, Index kv_head) const {
+    return p_.rows(view, e.batch, kv_head, e.sequence.first_key);
+  }
+
+  // All query heads of a group, as many at a time as the kernel takes.
+  void attend_part(Index item, int32_t thread) const {
+    const Entry& e = entry_of(entries_, &Entry::first_part, item);
+    const Index kv_head = (item - e.first_part) / e.parts, part = (item - e.first_part) % e.parts;
+    const Index first = e.blocks.count * part / e.parts;
+    const Index end = e.blocks.count * (part + 1) / e.parts;
+    const ConstRows k = keys_of(e, p_.k, kv_head), v = keys_of(e, p_.v, kv_head);
+    const Index at_once = kMostDecodeRows / e.sequence.queries;
+    const Index behind = (kv_head + 1) * p_.group;
+    for (Index h = kv_head * p_.group; h < behind; h += at_once) {
+      ScoreTerms terms[kMostDecodeRows];
+      ForwardTask heads[kMostDecodeRows];
+      const Index count = std::min(at_once, behind - h);
+      for (Index i = 0; i < count; ++i) {
+        terms[i] = p_.terms(e.batch, h + i);
+        heads[i] = task_of(e, h + i, terms[i], thread);
+      }
+      char* const kept = e.parts > 1 ? kept_of(e, h, part) : nullptr;
+      k_.decode(
+          {heads, count, k, v, e.blocks.first + first, end - first, kept, e.parts * part_bytes(e)});
+    }
+  }
+
+  void finish_head(Index item, int32_t thread) const {
+    const Entry& e = entries_[static_cast<size_t>(item / p_.heads_q)];
+    if (e.parts == 0) return;
+    const Index h = item % p_.heads_q;
+    const ScoreTerms terms = p_.terms(e.batch, h);
+    const ForwardTask task = task_of(e, h, terms, thread);
+    if (e.parts > 1) k_.merge({&task, kept_of(e, h, 0), e.parts});
+    if (p_.weights) {
+      k_.decode_weights(weights_task(p_, e.batch, h, e.sequence.first_query, task),
+                        keys_of(e, p_.k, h / p_.group));
+    }
+  }
+
+  const Problem& p_;
+  const KernelSet& k_;
+  Call call_;
+  const int32_t threads_;
+  const MaskBlocks mask_blocks_;
+  const Index row_bytes_;
+  std::vector<Entry> entries_;
+  Index parts_ = 0, kept_ = 0;
+  char *kept_data_ = nullptr, *scratch_ = nullptr, *lse_ = nullptr;
+  Index scratch_bytes_ = 0;
+  bool own_lse_ = false;
+};
+
+}  // namespace
+
+void attention_decode(const Problem& problem, const KernelSet& kernels) {
+  Decode(problem, kernels).run();
+}
+
+}  // namespace cattn

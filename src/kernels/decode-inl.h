@@ -1,0 +1,331 @@
+// Decode: few queries of a head against many keys, as when a text is continued. Keys and values are
+// read where they lie: to pack them would be to write and read all of them once more, for products
+// that are over when they have passed by once. Scores are dot products of rows, outputs are sums of
+// weighted rows; what is between them is the forward's.
+
+// The rows of a task's queries times their factor, `stride` apart and filled up with zeros.
+template <class M, class S, class T = typename M::T>
+CATTN_INLINE void scale_queries(const ForwardTask& t, T* query, Index stride) {
+  using X = Vec<T>;
+  const auto factor = X::set1(static_cast<T>(query_factor<M>(*t.terms)));
+  const S* const q = static_cast<const S*>(t.q.data);
+  for (Index r = 0; r < t.rows; ++r) {
+    typename X::V squares[Tile::vectors] = {X::zero(), X::zero()};  // nobody asks for them
+    row_to_panels<T>(q + r * t.q.row_stride, t.head_dim, Count<>{t.head_dim / kPanel<T>}, 0,
+                     query + r * stride, kPanel<T>, squares,
+                     [&](auto x) { return X::mul(x, factor); });
+  }
+}
+
+// Keys whose dot products are summed at a time: no sum waits for its own last step.
+// (Two queries at a time would need each key once, but compilers read it twice all the same.)
+template <class T>
+constexpr int kKeysAtOnce = Vec<T>::width < 8 ? 8 : Vec<T>::width;
+
+// Calls f(d, load) for the vectors of a row: load(p + d) is what exists of the one at column d.
+template <class T, class S, class F>
+CATTN_INLINE void for_vectors(Index cols, F f) {
+  using X = Vec<T>;
+  Index d = 0;
+  for (; d + X::width <= cols; d += X::width) f(d, [](const S* p) { return X::load(p); });
+  if (d < cols) f(d, [&](const S* p) { return X::load_n(p, cols - d); });
+}
+
+// score[i] = query . row i of kKeysAtOnce keys
+template <class T, class S>
+CATTN_INLINE void dot_products(const T* query, const S* keys, Index stride, Index head_dim,
+                               T* score) {
+  using X = Vec<T>;
+  constexpr int vectors = kKeysAtOnce<T> / X::width;
+  typename X::V sums[vectors][X::width];
+  clear<T>(sums);
+  for_vectors<T, S>(head_dim, [&](Index d, auto load) {
+    const auto q = X::load(query + d);
+    CATTN_UNROLL
+    for (int j = 0; j < vectors; ++j) {
+      CATTN_UNROLL
+      for (int i = 0; i < X::width; ++i)
+        sums[j][i] = X::fma(load(keys + (j * X::width + i) * stride + d), q, sums[j][i]);
+    }
+  });
+  CATTN_UNROLL
+  for (int j = 0; j < vectors; ++j) {
+    X::store(score + j * X::width,
+             combine_rows<T>(sums[j], [](auto a, auto b) { return X::add(a, b); }));
+  }
+}
+
+// query . key
+template <class T, class S>
+[[gnu::noinline]] T dot_product(const T* query, const S* key, Index head_dim) {
+  using X = Vec<T>;
+  auto sum = X::zero();
+  for_vectors<T, S>(
+      head_dim, [&](Index d, auto load) { sum = X::fma(load(key + d), X::load(query + d), sum); });
+  return X::sum_lanes(sum);
+}
+
+// The products of `rows` rows of queries with the keys of `columns`, and with some more: a few keys
+// have their turn with all rows while they are in the L1 cache.
+template <class T, class S>
+[[gnu::noinline]] void score_rows(Index rows, Range columns, Index key_count, const T* query,
+                                  Index query_stride, const S* keys, Index stride, Index head_dim,
+                                  T* score) {
+  constexpr Index key_block = Tile::template Forward<T>::key_block;
+  if (key_count < kKeysAtOnce<T>) {
+    for (Index r = 0; r < rows; ++r) {
+      for (Index c = columns.begin; c < columns.end; ++c) {
+        score[r * key_block + c] =
+            dot_product(query + r * query_stride, keys + c * stride, head_dim);
+      }
+    }
+    return;
+  }
+  for (Index c = columns.begin; c < columns.end; c += kKeysAtOnce<T>) {
+    const Index first = smaller(c, key_count - kKeysAtOnce<T>);  // the last ones once more
+    for (Index r = 0; r < rows; ++r) {
+      dot_products(query + r * query_stride, keys + first * stride, stride, head_dim,
+                   score + r * key_block + first);
+    }
+  }
+}
+
+// Whether no number of these rows is NaN or inf; squares that overflow count as such.
+template <class T, class S>
+[[gnu::noinline]] bool are_finite(const S* rows, Index stride, Index count, Index cols) {
+  using X = Vec<T>;
+  auto total = X::zero();
+  for (Index r = 0; r < count; ++r) {
+    for_vectors<T, S>(cols, [&](Index c, auto load) {
+      const auto x = load(rows + r * stride + c);
+      total = X::fma(x, x, total);
+    });
+  }
+  return X::sum_lanes(total) < T(__builtin_inff());
+}
+
+// Where column `col` of a row's outputs is, from the row's own place in the first panel on.
+template <class T>
+CATTN_INLINE Index place_in_panels(Index col) {
+  constexpr Index panel = kPanel<T>;
+  return col / panel * Tile::template Forward<T>::query_block * panel + col % panel;
+}
+
+// out += weights * `keys` of the values, for kVectors vectors from column `col` on; if that is one,
+// it may have less than `width` columns. The sum begins anew and is added once, as everywhere. With
+// kSkip, what is masked is left out.
+template <int kVectors, bool kSkip, class T, class S>
+CATTN_INLINE void add_columns(const T* weight, Range keys, const S* values, Index stride, Index col,
+                              Index value_dim, T* out) {
+  using X = Vec<T>;
+  // Several sums of the same, of keys in turn: no sum waits for its own last step.
+  constexpr int at_once = 8 / kVectors;
+  typename X::V sums[at_once][kVectors];
+  clear<T>(sums);
+  const auto add_key = [&](typename X::V(&sum)[kVectors], Index key) {
+    if (kSkip && weight[key] == T(0) && __builtin_signbit(weight[key])) return;
+    const auto w = X::set1(weight[key]);
+    const S* const value = values + key * stride + col;
+    const Index n = value_dim - col;
+    CATTN_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const S* const p = value + v * X::width;
+      sum[v] = X::fma(kVectors == 1 && n < X::width ? X::load_n(p, n) : X::load(p), w, sum[v]);
+    }
+  };
+  Index key = keys.begin;
+  for (; key + at_once <= keys.end; key += at_once) {
+    CATTN_UNROLL
+    for (int i = 0; i < at_once; ++i) add_key(sums[i], key + i);
+  }
+  for (; key < keys.end; ++key) add_key(sums[0], key);
+  CATTN_UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    auto sum = sums[0][v];
+    CATTN_UNROLL
+    for (int i = 1; i < at_once; ++i) sum = X::add(sum, sums[i][v]);
+    T* const to = out + place_in_panels<T>(col + v * X::width);
+    X::store(to, X::add(X::load(to), sum));
+  }
+}
+
+// All columns, the widest first.
+template <bool kSkip, class T, class S>
+CATTN_INLINE void add_values(const T* weight, Range keys, const S* values, Index stride,
+                             Index value_dim, T* out) {
+  using X = Vec<T>;
+  Index col = 0;
+  const auto add = [&]<int kVectors>() {
+    add_columns<kVectors, kSkip>(weight, keys, values, stride, col, value_dim, out);
+    col += kVectors * X::width;
+  };
+  if constexpr (!kSkip) {
+    while (value_dim - col >= 8 * X::width) add.template operator()<8>();
+    if (value_dim - col >= 4 * X::width) add.template operator()<4>();
+    if (value_dim - col >= 2 * X::width) add.template operator()<2>();
+  }
+  while (col < value_dim) add.template operator()<1>();
+}
+
+// Values that stay in the L1 cache while all rows have their turn.
+constexpr Index kValuesAtOnce = 32;
+
+// From products to weights. Apart: the same for all types in memory.
+template <class M, class T = typename M::T>
+[[gnu::noinline]] void weigh_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
+                                  const ScoreTerms& terms, T factor, Index value_dim, bool mark) {
+  if (mark) {
+    softmax_rows<M, true>(scratch, block, terms, factor, false, value_dim);
+  } else {
+    softmax_rows<M, false>(scratch, block, terms, factor, false, value_dim);
+  }
+  if (terms.dropout.on) drop_rows<M>(scratch.score, block, terms.dropout);
+}
+
+// What the rows have come to, for merge(): kPartNumbers numbers of each, and its output, undivided.
+template <class T>
+CATTN_INLINE T* part_of_row(char* part, Index row, Index value_dim) {
+  return reinterpret_cast<T*>(part) + row * (kPartNumbers + value_dim);
+}
+
+// Calls f(at, n, vector) for the vectors of a row of the outputs: `at` is its first column, n how
+// many of its lanes are columns.
+template <class T, class F>
+CATTN_INLINE void for_vectors_of_out(T* out, Index row, Index value_dim, F f) {
+  using X = Vec<T>;
+  for (Index c = 0; c < value_dim; c += X::width)
+    f(c, smaller(X::width, value_dim - c), out + row * kPanel<T> + place_in_panels<T>(c));
+}
+
+template <class T>
+[[gnu::noinline]] void store_part(const ForwardTask& t, const ForwardScratch<T>& scratch,
+                                  char* part) {
+  using X = Vec<T>;
+  for (Index r = 0; r < t.rows; ++r) {
+    T* const row = part_of_row<T>(part, r, t.value_dim);
+    row[0] = scratch.reference[r];
+    row[1] = X::sum_lanes(X::load(scratch.sum + r * X::width));
+    for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, Index n, const T* from) {
+      X::store_n(row + kPartNumbers + c, X::load(from), n);
+    });
+  }
+}
+
+// What the parts of all rows come to.
+template <class T>
+[[gnu::noinline]] void merge_parts(const MergeTask& task, const ForwardScratch<T>& scratch) {
+  using X = Vec<T>;
+  const ForwardTask& t = *task.forward;
+  prepare_rows<FmaMatrices<T>>(t.rows, scratch);
+  clear_out<FmaMatrices<T>>(t.rows, t.value_dim, scratch.out);
+  for (Index r = 0; r < t.rows; ++r) {
+    const auto part = [&](Index i) {
+      return part_of_row<T>(task.parts, i * t.rows + r, t.value_dim);
+    };
+    T reference = -T(__builtin_inff());
+    for (Index i = 0; i < task.count; ++i)
+      reference = part(i)[0] > reference ? part(i)[0] : reference;
+    T sum = 0;
+    for (Index i = 0; i < task.count; ++i) {
+      const T* const of = part(i);
+      const T factor = of[0] == reference ? T(1) : exp2_scalar(of[0] - reference);
+      sum += of[1] * factor;
+      for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, Index n, T* to) {
+        const auto more = X::load_n(of + kPartNumbers + c, n);
+        X::store(to, X::fma(more, X::set1(factor), X::load(to)));
+      });
+    }
+    scratch.reference[r] = reference;
+    scratch.sum[r * X::width] = sum;
+  }
+}
+
+template <class T, class S>
+void merge(const MergeTask& task) {
+  const ForwardTask& t = *task.forward;
+  const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
+  merge_parts<T>(task, scratch);
+  finish_rows<T, S>(t, scratch);
+}
+
+template <class T, class S>
+void decode(const DecodeTask& task) {
+  using M = FmaMatrices<T>;
+  using Tiles = typename Tile::template Forward<T>;
+  constexpr Index key_block = Tiles::key_block;
+  // Of the last rows some more are looked at, up to whole vectors of rows.
+  static_assert(kMostDecodeRows + Vec<T>::width <= Tiles::query_block);
+  const ForwardTask& t = *task.heads;  // its rows are those of all heads, its terms its own
+  const Index rows = task.head_count * t.rows;
+  const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
+  const Index query_stride = round_up(t.head_dim, kPanel<T>);
+  const auto for_heads = [&](auto f) {
+    for (Index h = 0; h < task.head_count; ++h)
+      f(task.heads[h], scratch.from(h * t.rows), h * t.rows);
+  };
+  prepare_rows<M>(rows + Vec<T>::width, scratch);
+  clear_out<M>(rows, t.value_dim, scratch.out);
+  for_heads([&](const ForwardTask& head, const auto&, Index row) {
+    scale_queries<M, S>(head, scratch.query + row * query_stride, query_stride);
+  });
+  for (Index b = task.first_block; b < task.first_block + task.blocks; ++b) {
+    const ScoreBlock block = score_block<T>(t, key_block, b);
+    const Range attended = block.columns(0, block.rows);
+    bool is_masked = true, skips = false;
+    for_heads([&](const ForwardTask& head, const auto&, Index) {
+      is_masked = is_masked && mask_kind(head, b) == MaskKind::empty;
+      skips = skips || hides_some(terms_of_block(head, b), block);
+    });
+    if (is_masked || attended.begin >= attended.end) continue;
+    const S* const keys = static_cast<const S*>(task.k.data) + block.first_key * task.k.row_stride;
+    const S* const values =
+        static_cast<const S*>(task.v.data) + block.first_key * task.v.row_stride;
+    score_rows(rows, attended, block.cols, scratch.query, query_stride, keys, task.k.row_stride,
+               t.head_dim, scratch.score);
+    skips = skips && !are_finite<T>(values + attended.begin * task.v.row_stride, task.v.row_stride,
+                                    attended.end - attended.begin, t.value_dim);
+    for_heads([&](const ForwardTask& head, ForwardScratch<T> of_head, Index row) {
+      of_head.score += row * key_block;
+      weigh_rows<M>(of_head, block, terms_of_block(head, b),
+                    static_cast<T>(rest_of_factor<M>(*head.terms)), t.value_dim, skips);
+    });
+    const Index at_once = rows > 1 ? kValuesAtOnce : key_block;
+    for (Index first = attended.begin; first < attended.end; first += at_once) {
+      for (Index r = 0; r < rows; ++r) {
+        const Range of_row = block.columns(r % t.rows, 1);
+        const Range some{larger(first, of_row.begin), smaller(first + at_once, of_row.end)};
+        const T* const weights = scratch.score + r * key_block;
+        T* const out = scratch.out + r * kPanel<T>;
+        if (skips) {
+          add_values<true>(weights, some, values, task.v.row_stride, t.value_dim, out);
+        } else {
+          add_values<false>(weights, some, values, task.v.row_stride, t.value_dim, out);
+        }
+      }
+    }
+  }
+  for_heads([&](const ForwardTask& head, const ForwardScratch<T>& of_head, Index row) {
+    if (task.parts) {
+      store_part(head, of_head, task.parts + row / t.rows * task.part_bytes);
+    } else {
+      finish_rows<T, S>(head, of_head);
+    }
+  });
+}
+
+template <class T, class S>
+void decode_weights(const WeightsTask& task, ConstRows k) {
+  using M = FmaMatrices<T>;
+  const ForwardTask& t = *task.forward;
+  const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
+  const Index query_stride = round_up(t.head_dim, kPanel<T>);
+  clear_weights<S>(task);
+  scale_queries<M, S>(t, scratch.query, query_stride);
+  for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index) {
+    const S* const keys = static_cast<const S*>(k.data) + block.first_key * k.row_stride;
+    score_rows(block.rows, block.columns(0, block.rows), block.cols, scratch.query, query_stride,
+               keys, k.row_stride, t.head_dim, scratch.score);
+    store_weights<T, S>(t, block, terms, scratch.score, static_cast<T>(rest_of_factor<M>(*t.terms)),
+                        task.weights);
+  });
+}

@@ -1,0 +1,165 @@
+"""Few queries against many keys: kernels of their own, that read keys and values in place."""
+
+import bounds
+import numpy as np
+import pytest
+from cases import Case, forward, problem
+from support import assert_same, normal
+
+import cattn
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+
+def check(case, dtype, record):
+    """With and without lse and weights, on one thread and two."""
+    q, k, v, options, *_ = problem(case, dtype)
+    exact, bound = forward(case, dtype)
+    result = cattn.attention(q, k, v, **options, return_lse=True, return_weights=True)
+    for name, *of in zip(result._fields, result, exact, bound, strict=True):
+        record(name, dtype, bounds.worst(*of, f"{name} of {case} {dtype}"))
+    assert_same(cattn.attention(q, k, v, **options), result.out)
+    alone = cattn.attention(q, k, v, **options, return_weights=True, num_threads=2)
+    assert_same((alone.out, alone.weights), (result.out, result.weights))
+
+
+# Around the keys that are taken at once, blocks, and parts that are merged.
+@pytest.mark.parametrize("lk", [1, 7, 8, 15, 17, 127, 129, 255, 513, 1030, 2100])
+@pytest.mark.parametrize(("d", "dv"), [(64, 64), (1, 3), (17, 40), (72, 130), (128, 15)])
+def test_any_number_of_keys(any_dtype, record, lk, d, dv):
+    check(Case(1, lk, d, dv, hq=2, hkv=2), any_dtype, record)
+
+
+OPTIONS = {
+    "causal": {"causal": True},
+    "causal from the start": {"causal": True, "causal_offset": 0},
+    "window": {"window": (70, -1)},
+    "window before the end": {"window": (300, 0), "causal": True, "causal_offset": 700},
+    "mask": {"mask": (1, 1, 1100)},
+    "mask of heads": {"mask": (4, 1, 1100)},
+    "bias": {"bias": (4, 1, 1100)},
+    "softcap and ALiBi": {"softcap": 3.0, "alibi": "entry"},
+    "sinks": {"sinks": True},
+    "lengths": {"lengths": True},
+    "dropout": {"dropout": 0.3, "lengths": True},
+    "peaked": {"spread": 30.0},
+    "scale": {"scale": -3.0},
+}
+
+
+@pytest.mark.parametrize("lq", [1, 2, 3])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(any_dtype, record, options, lq):
+    check(Case(lq, 1100, 24, 24, hq=4, hkv=2, batch=(3,), **options), any_dtype, record)
+
+
+# Heads of a group share a pass over the keys, sixteen rows at a time.
+@pytest.mark.parametrize(("lq", "hq", "hkv"), [(1, 3, 1), (1, 35, 1), (2, 22, 2), (6, 1, 1)])
+@pytest.mark.parametrize("more", [{}, {"causal": True, "alibi": "head", "sinks": True}], ids=str)
+def test_groups(dtype, record, lq, hq, hkv, more):
+    for lk in (5, 130, 1300):
+        check(Case(lq, lk, 40, 24, hq=hq, hkv=hkv, **more), dtype, record)
+
+
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+def test_layouts_and_strides(dtype, record, layout):
+    case = Case(1, 600, 20, 12, hq=4, hkv=2, batch=(2,), layout=layout)
+    check(case, dtype, record)
+    q, k, v, options, *_ = problem(case, dtype)
+    wide = [np.repeat(a, 2, axis=-2)[..., ::2, :] for a in (k, v)]
+    assert_same(cattn.attention(q, *wide, **options), cattn.attention(q, k, v, **options))
+
+
+@pytest.mark.parametrize("lk", [130, 1500])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf], ids=str)
+def test_what_is_masked_may_be_anything(any_dtype, lk, number):
+    q = normal(2, 4, 2, 24, dtype=any_dtype)
+    k, v = normal(2, 2, lk, 24, dtype=any_dtype, seed=1, count=2)
+    hidden = np.random.default_rng(2).random((2, 4, 1, lk)) < 0.5
+    hidden[:, :, :, 7] = True
+    options = [
+        {"mask": ~hidden},
+        {"bias": np.where(hidden, -np.inf, 0).astype(any_dtype)},
+        {"kv_lengths": np.array([lk - 3, 100])},
+        {"causal": True, "causal_offset": lk - 40},
+        {"window": (50, 0), "causal": True, "causal_offset": lk - 40},
+    ]
+    for option in options:
+        poisoned = [a.copy() for a in (k, v)]
+        for a in poisoned:
+            if "kv_lengths" in option:
+                a[0, :, lk - 3 :] = a[1, :, 100:] = number
+            elif "causal" in option:
+                a[:, :, lk - 30 :] = number
+            else:
+                a[:, :, 7] = number
+        expected = cattn.attention(q, k, v, **option, return_lse=True)
+        actual = cattn.attention(q, *poisoned, **option, return_lse=True)
+        assert_same(actual.lse, expected.lse)
+        # What is not finite is left out one by one, in another order.
+        error = np.abs(actual.out.astype("f8") - expected.out.astype("f8"))
+        assert error.max() <= 16 * bounds.unit_roundoff(any_dtype)
+
+
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_what_is_attended_propagates(dtype, where):
+    q = normal(2, 1, 16, dtype=dtype)
+    k, v = normal(2, 900, 16, dtype=dtype, seed=1, count=2)
+    (k if where == "key" else v)[0, 600, 3] = np.nan
+    out, lse, _ = cattn.attention(q, k, v, return_lse=True)
+    assert np.isnan(out[0, 0, 3])
+    assert np.isnan(out[0]).all() == np.isnan(lse[0]).all() == (where == "key")
+    assert np.isfinite(out[1]).all()
+    assert np.isfinite(lse[1]).all()
+
+
+def test_rows_without_keys_in_some_parts_or_all(any_dtype):
+    q = normal(3, 2, 1, 16, dtype=any_dtype)
+    k, v = normal(3, 2, 3000, 16, dtype=any_dtype, seed=1, count=2)
+    mask = np.zeros((3, 1, 1, 3000), bool)
+    mask[1, ..., 2900] = True
+    mask[2, ..., :] = True
+    out, lse, _ = cattn.attention(q, k, v, mask=mask, return_lse=True)
+    assert_same(out[0], np.zeros_like(out[0]))
+    assert_same(lse[0], np.full_like(lse[0], -np.inf))
+    error = np.abs(out[1].astype("f8") - v[1, :, 2900:2901].astype("f8"))
+    assert error.max() <= 8 * bounds.unit_roundoff(any_dtype)
+    assert_same(out[2], cattn.attention(q[2], k[2], v[2]))
+    none = cattn.attention(q, k[:, :, :0], v[:, :, :0], return_lse=True, sinks=np.ones(2, "f4"))
+    assert_same(none.out, np.zeros_like(out))
+    np.testing.assert_allclose(none.lse, 1)
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_neither_threads_nor_other_entries_matter(any_dtype, group):
+    q = normal(3, 2 * group, 1, 40, dtype=any_dtype)
+    k, v = normal(3, 2, 5000, 40, dtype=any_dtype, seed=1, count=2)
+    options = {"sinks": np.ones(2 * group, "f4"), "dropout": 0.1, "seed": 5, "return_lse": True}
+    one = cattn.attention(q, k, v, **options, num_threads=1)
+    for threads in (2, 3, 7):
+        assert_same(cattn.attention(q, k, v, **options, num_threads=threads), one)
+    k[1:] = v[1:] = np.inf
+    again = cattn.attention(q, k, v, **options)
+    assert_same((again.out[0], again.lse[0]), (one.out[0], one.lse[0]))
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_packed_sequences_with_few_queries_and_many(any_dtype, weights):
+    """Each as it would be alone, whatever its neighbours."""
+    starts_q, starts_k = [0, 1, 1, 41, 43, 44, 50], [0, 700, 720, 800, 800, 2400, 3000]
+    q = normal(starts_q[-1], 4, 24, dtype=any_dtype)
+    k, v = normal(starts_k[-1], 2, 24, dtype=any_dtype, seed=1, count=2)
+    options = {"causal": True, "sinks": np.ones(4, "f4"), "return_lse": True}
+    options["return_weights"] = weights
+    together = cattn.attention_varlen(q, k, v, starts_q, starts_k, **options)
+    for n in range(len(starts_q) - 1):
+        rows, keys = slice(*starts_q[n : n + 2]), slice(*starts_k[n : n + 2])
+        packed = q[rows], k[keys], v[keys]
+        lengths = [0, rows.stop - rows.start], [0, keys.stop - keys.start]
+        alone = cattn.attention_varlen(*packed, *lengths, **options)
+        assert_same((together.out[rows], together.lse[:, rows]), (alone.out, alone.lse))
+        if weights:
+            all_keys = together.weights[:, rows]
+            assert_same(all_keys[..., keys], alone.weights)
+            assert not all_keys[..., : keys.start].astype("f4").any()
+            assert not all_keys[..., keys.stop :].astype("f4").any()
