@@ -13,7 +13,7 @@ function(cattn_kernel_object target source)
   else()
     set(level -O3)
   endif()
-  target_compile_options(${target} PRIVATE ${ARGN} ${level} -fno-math-errno
+  target_compile_options(${target} PRIVATE ${level} ${ARGN} -fno-math-errno
     -fno-trapping-math -fno-exceptions -fno-rtti -fno-stack-protector)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(${target} PRIVATE
@@ -33,7 +33,8 @@ endfunction()
 
 set(CATTN_AVX512_FLAGS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
   -mprefer-vector-width=512)
-cattn_isa(generic ".*")
+# Loops that matter are unrolled where they stand: -O3 only makes this one 0.6 MB larger.
+cattn_isa(generic ".*" $<$<NOT:$<BOOL:${CATTN_SANITIZE}>>:-O2>)
 cattn_isa(avx2    "x86_64|AMD64" -mavx2 -mfma -mf16c)
 cattn_isa(avx512  "x86_64|AMD64" ${CATTN_AVX512_FLAGS})
 cattn_isa(avx512bf16 "x86_64|AMD64" ${CATTN_AVX512_FLAGS} -mavx512bf16)
