@@ -132,9 +132,10 @@ def attention(
     A masked position never contributes, whatever its key or value holds (NaN included). Half
     types are computed in float32 and rounded once; instruction sets that multiply half types
     (avx512bf16, amx, amx_fp16) also round weights for their product with v, to the half type or,
-    for float16 on amx, to two bfloat16 parts. Arrays are read in place: masks and biases for any
-    strides, the others as long as the last axis is contiguous; otherwise they are copied once. The
-    result is the same to the last bit for any number of threads.
+    for float16 on amx, to two bfloat16 parts, where there are more than a few queries. Arrays are
+    read in place: masks and biases for any strides, the others as long as the last axis is
+    contiguous; otherwise they are copied once. The result is the same to the last bit for any
+    number of threads.
 
     References
     ----------

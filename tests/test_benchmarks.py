@@ -368,3 +368,12 @@ def test_memory(tmp_path):
         assert longer["cattn"] < longer["numpy"] / 2
     assert plot.read_bytes()[1:4] == b"PNG"
     assert benchmark("memory.py", "--load", out).stdout.count("\n| forward H8 ") == 2
+
+
+def test_calls_after_pauses():
+    process = benchmark("pauses.py", "--calls", "3", "--length", "40", "--peers", "cattn,nothing")
+    assert_ran(process)
+    head, _, cattn, nothing = (line.split("|") for line in process.stdout.splitlines())
+    assert head[1].strip() == "forward H1 L40 D64"
+    assert all("s" in cell for cell in cattn[2:-1])
+    assert all(cell.strip() == "–" for cell in nothing[2:-1])

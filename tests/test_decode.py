@@ -7,6 +7,7 @@ from cases import Case, forward, problem
 from support import assert_same, normal
 
 import cattn
+from cattn import reference
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -95,10 +96,7 @@ def test_what_is_masked_may_be_anything(any_dtype, lk, number):
                 a[:, :, 7] = number
         expected = cattn.attention(q, k, v, **option, return_lse=True)
         actual = cattn.attention(q, *poisoned, **option, return_lse=True)
-        assert_same(actual.lse, expected.lse)
-        # What is not finite is left out one by one, in another order.
-        error = np.abs(actual.out.astype("f8") - expected.out.astype("f8"))
-        assert error.max() <= 16 * bounds.unit_roundoff(any_dtype)
+        assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("where", ["key", "value"])
@@ -163,3 +161,37 @@ def test_packed_sequences_with_few_queries_and_many(any_dtype, weights):
             assert_same(all_keys[..., keys], alone.weights)
             assert not all_keys[..., : keys.start].astype("f4").any()
             assert not all_keys[..., keys.stop :].astype("f4").any()
+
+
+def test_heads_of_a_group_with_other_masks(dtype):
+    """Blocks that are empty, full and partial for heads that share a pass; a NaN that one sees."""
+    q = normal(4, 1, 24, dtype=dtype)
+    k, v = normal(1, 1100, 24, dtype=dtype, seed=1, count=2)
+    mask = np.zeros((4, 1, 1100), bool)
+    mask[0] = True
+    mask[1, :, 130:300] = True
+    mask[2, :, ::3] = True
+    bound = bounds.attention_bound(q, k, v, mask=mask)
+    exact = reference.attention(q, k, v, mask=mask, return_lse=True)
+    result = cattn.attention(q, k, v, mask=mask, return_lse=True)
+    bounds.worst(result.out, exact.out, bound.out)
+    bounds.worst(result.lse, exact.lse, bound.lse)
+    k[:, 700], v[:, 700, 5] = np.nan, np.inf
+    again = cattn.attention(q, k, v, mask=mask, return_lse=True)
+    assert np.isnan(again.out[0]).all()
+    assert_same((again.out[1:], again.lse[1:]), (result.out[1:], result.lse[1:]))
+
+
+def test_a_score_of_minus_infinity_is_a_mask(dtype):
+    """Also beside heads that hide something else, whose masks change nothing."""
+    q = np.abs(normal(2, 1, 24, dtype=dtype))
+    k, v = normal(1, 300, 24, dtype=dtype, seed=1, count=2)
+    k[:, 200], v[:, 200] = -np.inf, np.nan
+    expected = cattn.attention(q, np.delete(k, 200, 1), np.delete(v, 200, 1))
+    seen = np.ones((2, 1, 300), bool)
+    seen[1, :, 190] = False
+    for mask in (None, seen):
+        out = cattn.attention(q, k, v, mask=mask)
+        np.testing.assert_allclose(out[0], expected[0], atol=1e-6)
+    many = cattn.attention(np.repeat(q, 40, axis=1), k, v)  # as of many queries
+    np.testing.assert_allclose(many[0, :1], expected[0], atol=1e-6)

@@ -24,7 +24,8 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     shape = inputs.q.shape
     bias = None
     if case.causal:
-        bias = np.triu(np.full((case.length, case.length), -np.inf, dtype=q.dtype), k=1)
+        scores = np.full((case.query_length, case.length), -np.inf, dtype=q.dtype)
+        bias = np.triu(scores, k=1 + case.length - case.query_length)
 
     if case.direction == "forward":
         return Task(

@@ -37,15 +37,16 @@ class Decode {
       : p_(problem),
         k_(kernels),
         threads_(threads_for(p_, kTimesAsLong * flops(), call_)),
-        mask_blocks_(p_, k_.forward_tiling, threads_),
-        row_bytes_((kPartNumbers + p_.value_dim) * k_.arithmetic_size) {
+        mask_blocks_(p_, k_.forward_tiling, threads_, Entries::few_queries),
+        row_bytes_((kPartNumbers + ceil_div(p_.value_dim, kPartStep) * kPartStep) *
+                   k_.arithmetic_size) {
     const Index key_bytes = (p_.head_dim + p_.value_dim) * p_.k.element_size;
     const Index blocks_of_part =
         std::max<Index>(kBytesOfPart / (key_bytes * k_.forward_tiling.key_block), 1);
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
       Entry e{b, p_.sequence(b), p_.band(b), {}, 0, parts_, kept_};
-      if (has_few_queries(p_, e.sequence) && e.sequence.queries > 0) {
+      if (are_among(Entries::few_queries, p_, e.sequence)) {
         e.blocks = key_blocks(e.band, 0, e.sequence.queries, k_.forward_tiling.key_block);
         e.parts = std::max<Index>(ceil_div(e.blocks.count, blocks_of_part), 1);
         parts_ = checked_add(parts_, p_.heads_kv * e.parts);
@@ -82,7 +83,8 @@ class Decode {
 
  private:
   double flops() const {
-    return 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
+    return 2 * estimated_scores(p_, Entries::few_queries) *
+           static_cast<double>(p_.head_dim + p_.value_dim);
   }
 
   // All queries of a head, as far as they do not depend on keys.

@@ -46,6 +46,7 @@ class Forward {
       : p_(problem),
         k_(kernels),
         tangents_(tangents),
+        wanted_(tangents ? Entries::all : Entries::many_queries),
         threads_(threads_for(p_, flops(), call_)),
         tiling_{query_block_of(p_, kernels.forward_tiling.query_block),
                 kernels.forward_tiling.key_block},
@@ -55,7 +56,7 @@ class Forward {
     for (Index b = 0; b < p_.batch; ++b) {
       Entry e{b, p_.sequence(b), p_.band(b), {}, 0, packed_blocks_, items_};
       entries_.push_back(e);
-      if (!tangents_ && has_few_queries(p_, e.sequence)) continue;
+      if (!are_among(wanted_, p_, e.sequence)) continue;
       e.blocks = key_blocks(e.band, 0, e.sequence.queries, tiling_.key_block);
       e.query_blocks = ceil_div(e.sequence.queries, tiling_.query_block);
       packed_blocks_ = checked_add(packed_blocks_, p_.heads_kv * e.blocks.count);
@@ -73,7 +74,7 @@ class Forward {
     lay_out(end);
     const Workspace workspace(layout_.bytes());
     data_ = workspace.data();
-    const MaskBlocks mask_blocks(p_, tiling_, threads_);
+    const MaskBlocks mask_blocks(p_, tiling_, threads_, wanted_);
     mask_blocks_ = &mask_blocks;
     if (alone) {
       run_alone();
@@ -141,7 +142,7 @@ class Forward {
   }
 
   double flops() const {
-    return 2 * estimated_scores(p_) * static_cast<double>(p_.head_dim + p_.value_dim);
+    return 2 * estimated_scores(p_, wanted_) * static_cast<double>(p_.head_dim + p_.value_dim);
   }
 
   void lay_out(Place end) {
@@ -256,6 +257,7 @@ class Forward {
   const Problem& p_;
   const KernelSet& k_;
   const bool tangents_;
+  const Entries wanted_;
   Call call_;
   const int32_t threads_;
   const Tiling tiling_;
@@ -275,14 +277,14 @@ class Forward {
 
 void attention_forward(const Problem& problem, const Kernels& kernels) {
   if (problem.batch == 0 || problem.heads_q == 0 || problem.queries == 0) return;
-  bool has_few = false, has_many = false;
-  for (Index b = 0; b < (problem.packed ? problem.batch : 1); ++b) {
-    const bool few = has_few_queries(problem, problem.sequence(b));
-    has_few = has_few || few;
-    has_many = has_many || !few;
-  }
-  if (has_few) attention_decode(problem, kernels.multiply_adds);
-  if (has_many) Forward(problem, kernels.best, false).run();
+  const auto has_some = [&](Entries entries) {
+    for (Index b = 0; b < (problem.packed ? problem.batch : 1); ++b) {
+      if (are_among(entries, problem, problem.sequence(b))) return true;
+    }
+    return false;
+  };
+  if (has_some(Entries::few_queries)) attention_decode(problem, kernels.multiply_adds);
+  if (has_some(Entries::many_queries)) Forward(problem, kernels.best, false).run();
 }
 
 void attention_jvp(const Problem& problem, const Kernels& kernels) {

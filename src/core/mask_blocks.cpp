@@ -41,15 +41,17 @@ MaskKind kind_of(const ScorePlane& mask, Index i, Index rows, Index j, Index col
 
 }  // namespace
 
-MaskBlocks::MaskBlocks(const Problem& problem, const Tiling& tiling, int32_t threads) {
+MaskBlocks::MaskBlocks(const Problem& problem, const Tiling& tiling, int32_t threads,
+                       Entries entries) {
   if (!problem.mask) return;
   per_head_ = problem.mask.head_stride != 0;
   const Index planes = per_head_ ? problem.heads_q : 1;
   Index kinds = 0, items = 0;
   for (Index b = 0; b < problem.batch; ++b) {
     const Sequence s = problem.sequence(b);
-    Entry e{ceil_div(s.queries, tiling.query_block), ceil_div(s.keys, tiling.key_block), kinds,
-            items, b};
+    const Index queries = are_among(entries, problem, s) ? s.queries : 0;
+    Entry e{ceil_div(queries, tiling.query_block), ceil_div(s.keys, tiling.key_block), kinds, items,
+            b};
     // Batch entries mostly share one mask.
     if (b > 0 && problem.plane(problem.mask, b, 0) == problem.plane(problem.mask, 0, 0) &&
         e.query_blocks == entries_[0].query_blocks && e.key_blocks == entries_[0].key_blocks &&

@@ -3,14 +3,15 @@
 #pragma once
 #include <vector>
 
-#include "core/problem.h"
+#include "core/plan.h"
 
 namespace cattn {
 
 class MaskBlocks {
  public:
-  // Nothing is read where the problem has no mask.
-  MaskBlocks(const Problem& problem, const Tiling& tiling, int32_t threads);
+  // Of those entries. Nothing is read where the problem has no mask.
+  MaskBlocks(const Problem& problem, const Tiling& tiling, int32_t threads,
+             Entries entries = Entries::all);
 
   // The kinds of a query block's key blocks, by the number of the key block; null without a mask.
   const MaskKind* of(Index batch, Index head, Index query_block) const;

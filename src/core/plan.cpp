@@ -21,11 +21,20 @@ BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index 
   return {first, ceil_div(end, key_block) - first};
 }
 
-double estimated_scores(const Problem& problem) {
+bool are_among(Entries entries, const Problem& problem, const Sequence& sequence) {
+  constexpr Index few = 2, few_of_group = 6;
+  static_assert(few <= kMostDecodeRows && few_of_group <= kMostDecodeRows);
+  if (entries == Entries::all) return true;
+  if (sequence.queries == 0) return false;
+  const bool has_few = sequence.queries <= few || sequence.queries * problem.group <= few_of_group;
+  return has_few == (entries == Entries::few_queries);
+}
+
+double estimated_scores(const Problem& problem, Entries entries) {
   double scores = 0;
   for (Index b = 0; b < problem.batch; ++b) {
     const Index queries = problem.sequence(b).queries;
-    if (queries == 0) continue;
+    if (queries == 0 || !are_among(entries, problem, problem.sequence(b))) continue;
     const Band band = problem.band(b);
     const auto width = [&](Index i) {
       return static_cast<double>(std::max<Index>(highest_key(band, i) - lowest_key(band, i), 0));
@@ -62,11 +71,6 @@ Index query_block_of(const Problem& problem, Index longest) {
   const Index per_head = ceil_div(wanted, problem.heads_q);
   const Index queries = ceil_div(ceil_div(problem.queries, per_head), fewest_queries);
   return std::min(query_block, queries * fewest_queries);
-}
-
-bool has_few_queries(const Problem& problem, const Sequence& sequence) {
-  constexpr Index few = 2, few_of_group = 6;
-  return sequence.queries <= few || sequence.queries * problem.group <= few_of_group;
 }
 
 WeightsTask weights_task(const Problem& problem, Index b, Index h, Index row,

@@ -17,8 +17,13 @@ struct BlockRange {
 };
 BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index key_block);
 
-// Scores that the bands let through, estimated: over all batch entries and query heads.
-double estimated_scores(const Problem& problem);
+// Batch entries by their queries, which are few where to pack keys and values would take longer
+// than it saves: attention_decode() is for these.
+enum class Entries { all, few_queries, many_queries };
+bool are_among(Entries entries, const Problem& problem, const Sequence& sequence);
+
+// Scores that the bands let through, estimated: over some batch entries and all query heads.
+double estimated_scores(const Problem& problem, Entries entries = Entries::all);
 
 // Threads that `flops` of work are worth.
 int32_t threads_for(const Problem& problem, double flops, Call& call);
@@ -28,10 +33,6 @@ int32_t threads_for(const Problem& problem, double flops, Call& call);
 // within reach, is decided for all queries of a block, so that it must depend neither on the
 // threads nor on the other entries.
 Index query_block_of(const Problem& problem, Index longest);
-
-// Whether a batch entry has so few queries that to pack keys and values would take longer than it
-// saves: attention_decode() is for it.
-bool has_few_queries(const Problem& problem, const Sequence& sequence);
 
 // What is to be written of the weights of rows from `row` on, of which `task` knows the lse. Where
 // rows are as long as all sequences together, the rest of them is cleared here.

@@ -31,10 +31,11 @@ CATTN_INLINE void for_vectors(Index cols, F f) {
   if (d < cols) f(d, [&](const S* p) { return X::load_n(p, cols - d); });
 }
 
-// score[i] = query . row i of kKeysAtOnce keys
+// score[i] = query . row i of kKeysAtOnce keys. Adds 0 to `zeros`, by lanes, or NaN for what is not
+// finite.
 template <class T, class S>
 CATTN_INLINE void dot_products(const T* query, const S* keys, Index stride, Index head_dim,
-                               T* score) {
+                               T* score, typename Vec<T>::V& zeros) {
   using X = Vec<T>;
   constexpr int vectors = kKeysAtOnce<T> / X::width;
   typename X::V sums[vectors][X::width];
@@ -50,8 +51,9 @@ CATTN_INLINE void dot_products(const T* query, const S* keys, Index stride, Inde
   });
   CATTN_UNROLL
   for (int j = 0; j < vectors; ++j) {
-    X::store(score + j * X::width,
-             combine_rows<T>(sums[j], [](auto a, auto b) { return X::add(a, b); }));
+    const auto all = combine_rows<T>(sums[j], [](auto a, auto b) { return X::add(a, b); });
+    zeros = X::fma(all, X::zero(), zeros);
+    X::store(score + j * X::width, all);
   }
 }
 
@@ -66,28 +68,32 @@ template <class T, class S>
 }
 
 // The products of `rows` rows of queries with the keys of `columns`, and with some more: a few keys
-// have their turn with all rows while they are in the L1 cache.
+// have their turn with all rows while they are in the L1 cache. Returns whether all are finite.
 template <class T, class S>
-[[gnu::noinline]] void score_rows(Index rows, Range columns, Index key_count, const T* query,
+[[gnu::noinline]] bool score_rows(Index rows, Range columns, Index key_count, const T* query,
                                   Index query_stride, const S* keys, Index stride, Index head_dim,
                                   T* score) {
+  using X = Vec<T>;
   constexpr Index key_block = Tile::template Forward<T>::key_block;
+  auto zeros = X::zero();
   if (key_count < kKeysAtOnce<T>) {
     for (Index r = 0; r < rows; ++r) {
       for (Index c = columns.begin; c < columns.end; ++c) {
-        score[r * key_block + c] =
-            dot_product(query + r * query_stride, keys + c * stride, head_dim);
+        const T s = dot_product(query + r * query_stride, keys + c * stride, head_dim);
+        zeros = X::fma(X::set1(s), X::zero(), zeros);
+        score[r * key_block + c] = s;
       }
     }
-    return;
-  }
-  for (Index c = columns.begin; c < columns.end; c += kKeysAtOnce<T>) {
-    const Index first = smaller(c, key_count - kKeysAtOnce<T>);  // the last ones once more
-    for (Index r = 0; r < rows; ++r) {
-      dot_products(query + r * query_stride, keys + first * stride, stride, head_dim,
-                   score + r * key_block + first);
+  } else {
+    for (Index c = columns.begin; c < columns.end; c += kKeysAtOnce<T>) {
+      const Index first = smaller(c, key_count - kKeysAtOnce<T>);  // the last ones once more
+      for (Index r = 0; r < rows; ++r) {
+        dot_products(query + r * query_stride, keys + first * stride, stride, head_dim,
+                     score + r * key_block + first, zeros);
+      }
     }
   }
+  return X::sum_lanes(zeros) == T(0);
 }
 
 // Whether no number of these rows is NaN or inf; squares that overflow count as such.
@@ -112,9 +118,8 @@ CATTN_INLINE Index place_in_panels(Index col) {
 }
 
 // out += weights * `keys` of the values, for kVectors vectors from column `col` on; if that is one,
-// it may have less than `width` columns. The sum begins anew and is added once, as everywhere. With
-// kSkip, what is masked is left out.
-template <int kVectors, bool kSkip, class T, class S>
+// it may have less than `width` columns. The sum begins anew and is added once, as everywhere.
+template <int kVectors, class T, class S>
 CATTN_INLINE void add_columns(const T* weight, Range keys, const S* values, Index stride, Index col,
                               Index value_dim, T* out) {
   using X = Vec<T>;
@@ -123,7 +128,6 @@ CATTN_INLINE void add_columns(const T* weight, Range keys, const S* values, Inde
   typename X::V sums[at_once][kVectors];
   clear<T>(sums);
   const auto add_key = [&](typename X::V(&sum)[kVectors], Index key) {
-    if (kSkip && weight[key] == T(0) && __builtin_signbit(weight[key])) return;
     const auto w = X::set1(weight[key]);
     const S* const value = values + key * stride + col;
     const Index n = value_dim - col;
@@ -149,26 +153,50 @@ CATTN_INLINE void add_columns(const T* weight, Range keys, const S* values, Inde
   }
 }
 
+// Columns that have their turn at once.
+template <class T>
+constexpr Index kColumnsAtOnce = 8 * Vec<T>::width;
+
 // All columns, the widest first.
-template <bool kSkip, class T, class S>
-CATTN_INLINE void add_values(const T* weight, Range keys, const S* values, Index stride,
-                             Index value_dim, T* out) {
+template <class T, class S>
+[[gnu::noinline]] void add_values(const T* weight, Range keys, const S* values, Index stride,
+                                  Index value_dim, T* out) {
   using X = Vec<T>;
   Index col = 0;
   const auto add = [&]<int kVectors>() {
-    add_columns<kVectors, kSkip>(weight, keys, values, stride, col, value_dim, out);
+    add_columns<kVectors>(weight, keys, values, stride, col, value_dim, out);
     col += kVectors * X::width;
   };
-  if constexpr (!kSkip) {
-    while (value_dim - col >= 8 * X::width) add.template operator()<8>();
-    if (value_dim - col >= 4 * X::width) add.template operator()<4>();
-    if (value_dim - col >= 2 * X::width) add.template operator()<2>();
-  }
+  while (value_dim - col >= kColumnsAtOnce<T>) add.template operator()<8>();
+  if (value_dim - col >= 4 * X::width) add.template operator()<4>();
+  if (value_dim - col >= 2 * X::width) add.template operator()<2>();
   while (col < value_dim) add.template operator()<1>();
 }
 
-// Values that stay in the L1 cache while all rows have their turn.
-constexpr Index kValuesAtOnce = 32;
+// Values that stay in the L1 cache while all rows have their turn; of one row, as many as there is
+// room for in add_seen_values().
+constexpr Index kValuesOfRows = 32, kValuesOfRow = 64;
+
+// The same where a value is not finite: what is masked counts as zeros, in a copy that takes
+// kValuesOfRow * kColumnsAtOnce elements. The bits are those of any finite values there.
+template <class T, class S>
+[[gnu::noinline]] void add_seen_values(const T* weight, Range keys, const S* values, Index stride,
+                                       Index value_dim, T* out, T* copy) {
+  using X = Vec<T>;
+  constexpr Index at_once = kColumnsAtOnce<T>;
+  for (Index col = 0; col < value_dim; col += at_once) {
+    const Index cols = smaller(at_once, value_dim - col);
+    for (Index key = keys.begin; key < keys.end; ++key) {
+      T* const row = copy + (key - keys.begin) * at_once;
+      const bool is_masked = weight[key] == T(0) && __builtin_signbit(weight[key]);
+      for_vectors<T, S>(cols, [&](Index c, auto load) {
+        X::store(row + c, is_masked ? X::zero() : load(values + key * stride + col + c));
+      });
+    }
+    add_values<T, T>(weight + keys.begin, {0, keys.end - keys.begin}, copy, at_once, cols,
+                     out + place_in_panels<T>(col));
+  }
+}
 
 // From products to weights. Apart: the same for all types in memory.
 template <class M, class T = typename M::T>
@@ -185,16 +213,15 @@ template <class M, class T = typename M::T>
 // What the rows have come to, for merge(): kPartNumbers numbers of each, and its output, undivided.
 template <class T>
 CATTN_INLINE T* part_of_row(char* part, Index row, Index value_dim) {
-  return reinterpret_cast<T*>(part) + row * (kPartNumbers + value_dim);
+  return reinterpret_cast<T*>(part) + row * (kPartNumbers + round_up(value_dim, kPartStep));
 }
 
-// Calls f(at, n, vector) for the vectors of a row of the outputs: `at` is its first column, n how
-// many of its lanes are columns.
+// Calls f(at, vector) for the vectors of a row of the outputs: `at` is its first column.
 template <class T, class F>
 CATTN_INLINE void for_vectors_of_out(T* out, Index row, Index value_dim, F f) {
-  using X = Vec<T>;
-  for (Index c = 0; c < value_dim; c += X::width)
-    f(c, smaller(X::width, value_dim - c), out + row * kPanel<T> + place_in_panels<T>(c));
+  static_assert(kPartStep % Vec<T>::width == 0);
+  for (Index c = 0; c < value_dim; c += Vec<T>::width)
+    f(c, out + row * kPanel<T> + place_in_panels<T>(c));
 }
 
 template <class T>
@@ -205,8 +232,8 @@ template <class T>
     T* const row = part_of_row<T>(part, r, t.value_dim);
     row[0] = scratch.reference[r];
     row[1] = X::sum_lanes(X::load(scratch.sum + r * X::width));
-    for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, Index n, const T* from) {
-      X::store_n(row + kPartNumbers + c, X::load(from), n);
+    for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, const T* from) {
+      X::store(row + kPartNumbers + c, X::load(from));
     });
   }
 }
@@ -229,10 +256,10 @@ template <class T>
     for (Index i = 0; i < task.count; ++i) {
       const T* const of = part(i);
       const T factor = of[0] == reference ? T(1) : exp2_scalar(of[0] - reference);
+      const auto by = X::set1(factor);
       sum += of[1] * factor;
-      for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, Index n, T* to) {
-        const auto more = X::load_n(of + kPartNumbers + c, n);
-        X::store(to, X::fma(more, X::set1(factor), X::load(to)));
+      for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, T* to) {
+        X::store(to, X::fma(X::load(of + kPartNumbers + c), by, X::load(to)));
       });
     }
     scratch.reference[r] = reference;
@@ -250,12 +277,14 @@ void merge(const MergeTask& task) {
 
 template <class T, class S>
 void decode(const DecodeTask& task) {
+  using X = Vec<T>;
   using M = FmaMatrices<T>;
   using Tiles = typename Tile::template Forward<T>;
   constexpr Index key_block = Tiles::key_block;
   // Of the last rows some more are looked at, up to whole vectors of rows.
-  static_assert(kMostDecodeRows + Vec<T>::width <= Tiles::query_block);
-  const ForwardTask& t = *task.heads;  // its rows are those of all heads, its terms its own
+  static_assert(kMostDecodeRows + X::width <= Tiles::query_block);
+  // What all heads have the same is taken from the first one.
+  const ForwardTask& t = *task.heads;
   const Index rows = task.head_count * t.rows;
   const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
   const Index query_stride = round_up(t.head_dim, kPanel<T>);
@@ -263,7 +292,13 @@ void decode(const DecodeTask& task) {
     for (Index h = 0; h < task.head_count; ++h)
       f(task.heads[h], scratch.from(h * t.rows), h * t.rows);
   };
-  prepare_rows<M>(rows + Vec<T>::width, scratch);
+  // Behind the scores.
+  constexpr Index free = (Tiles::query_block - kMostDecodeRows) * key_block;
+  static_assert(kValuesOfRow * kColumnsAtOnce<T> <= free && kValuesOfRow <= key_block);
+  T* const copy = scratch.score + kMostDecodeRows * key_block;
+
+  prepare_rows<M>(rows + X::width, scratch);
+  fill(scratch.maximum, (rows + X::width) * X::width, -T(__builtin_inff()));
   clear_out<M>(rows, t.value_dim, scratch.out);
   for_heads([&](const ForwardTask& head, const auto&, Index row) {
     scale_queries<M, S>(head, scratch.query + row * query_stride, query_stride);
@@ -271,35 +306,38 @@ void decode(const DecodeTask& task) {
   for (Index b = task.first_block; b < task.first_block + task.blocks; ++b) {
     const ScoreBlock block = score_block<T>(t, key_block, b);
     const Range attended = block.columns(0, block.rows);
-    bool is_masked = true, skips = false;
+    bool is_masked = true, hides = false;
     for_heads([&](const ForwardTask& head, const auto&, Index) {
       is_masked = is_masked && mask_kind(head, b) == MaskKind::empty;
-      skips = skips || hides_some(terms_of_block(head, b), block);
+      hides = hides || hides_some(terms_of_block(head, b), block) || !folds_scale(*head.terms);
     });
     if (is_masked || attended.begin >= attended.end) continue;
+    const Index stride = task.v.row_stride;
     const S* const keys = static_cast<const S*>(task.k.data) + block.first_key * task.k.row_stride;
-    const S* const values =
-        static_cast<const S*>(task.v.data) + block.first_key * task.v.row_stride;
-    score_rows(rows, attended, block.cols, scratch.query, query_stride, keys, task.k.row_stride,
-               t.head_dim, scratch.score);
-    skips = skips && !are_finite<T>(values + attended.begin * task.v.row_stride, task.v.row_stride,
-                                    attended.end - attended.begin, t.value_dim);
+    const S* const values = static_cast<const S*>(task.v.data) + block.first_key * stride;
+    const bool finite = score_rows(rows, attended, block.cols, scratch.query, query_stride, keys,
+                                   task.k.row_stride, t.head_dim, scratch.score);
+    // A score of -inf is a mask too, where it makes a difference.
+    const bool skips =
+        (hides || !finite) && !are_finite<T>(values + attended.begin * stride, stride,
+                                             attended.end - attended.begin, t.value_dim);
     for_heads([&](const ForwardTask& head, ForwardScratch<T> of_head, Index row) {
       of_head.score += row * key_block;
       weigh_rows<M>(of_head, block, terms_of_block(head, b),
                     static_cast<T>(rest_of_factor<M>(*head.terms)), t.value_dim, skips);
     });
-    const Index at_once = rows > 1 ? kValuesAtOnce : key_block;
+    const Index at_once = rows > 1 ? kValuesOfRows : kValuesOfRow;
     for (Index first = attended.begin; first < attended.end; first += at_once) {
       for (Index r = 0; r < rows; ++r) {
         const Range of_row = block.columns(r % t.rows, 1);
         const Range some{larger(first, of_row.begin), smaller(first + at_once, of_row.end)};
+        if (some.begin >= some.end) continue;
         const T* const weights = scratch.score + r * key_block;
         T* const out = scratch.out + r * kPanel<T>;
         if (skips) {
-          add_values<true>(weights, some, values, task.v.row_stride, t.value_dim, out);
+          add_seen_values(weights, some, values, stride, t.value_dim, out, copy);
         } else {
-          add_values<false>(weights, some, values, task.v.row_stride, t.value_dim, out);
+          add_values(weights, some, values, stride, t.value_dim, out);
         }
       }
     }

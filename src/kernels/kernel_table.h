@@ -135,12 +135,13 @@ struct DecodeTask {
   ConstRows k, v;             // from key 0 on
   Index first_block, blocks;  // those that count
   // If not null, what the rows come to is written here in place of results, for a MergeTask:
-  // part_bytes from head to head, rows x (kPartNumbers + value_dim) of the arithmetic type of each.
+  // part_bytes from head to head, of each kPartNumbers and value_dim, rounded up to kPartStep,
+  // numbers of the arithmetic type for a row.
   char* parts;
   Index part_bytes;
 };
 constexpr Index kMostDecodeRows = 16;
-constexpr Index kPartNumbers = 2;  // reference and sum, in front of a row's output
+constexpr Index kPartNumbers = 16, kPartStep = 16;  // reference, sum and a gap, then the output
 
 // The results of a head, from `count` such parts, one behind the other.
 struct MergeTask {
@@ -270,7 +271,8 @@ struct KernelSet : MatrixKernels {
   Index arithmetic_size;  // bytes of the type that is computed in: float or double
   Index (*accumulator_bytes)(Index block_rows, Index cols);
   Index (*jvp_scratch_bytes)(Index head_dim, Index value_dim);
-  // By multiply-adds, whatever the matrix kernels are, in blocks of their forward_tiling.
+  // By multiply-adds, in blocks and scratch of theirs: for use where all matrix kernels are such
+  // (KernelTable::multiply_adds).
   void (*jvp)(const JvpTask&);
   void (*decode)(const DecodeTask&);
   void (*merge)(const MergeTask&);

@@ -413,7 +413,8 @@ void Attention<T>::compare(const Outputs<T>& o, const std::string& name) const {
     compare_one("jvp", o.out_tangent, tangent_, tangent_bound_);
     compare_one("jvp out", o.jvp_out, expected_.out,
                 bounds_[static_cast<int>(Multiplied::by_elements)].out);
-    check(how != Multiplied::by_elements || o.jvp_out.same_bits(o.out),
+    constexpr Index few_queries = 6;  // of these attention may read keys and values in place
+    check(how != Multiplied::by_elements || c_.rows <= few_queries || o.jvp_out.same_bits(o.out),
           name + " " + c_.text() + ": forward mode has another out");
   }
   if (!c_.lse) return;

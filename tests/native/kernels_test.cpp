@@ -69,14 +69,14 @@ class Head {
     make_reference();
   }
 
-  // With multiply-adds there are kernels for few queries too.
-  void run(bool multiply_adds) {
-    if (multiply_adds && c_.rows <= kMostDecodeRows) {
-      for (const Index parts : {1, 2, 3}) decode(parts);
-    }
+  void run() {
     forward();
     backward(true);
     backward(false);
+  }
+  // By the kernels for few queries.
+  void run_few() {
+    for (const Index parts : {1, 2, 3}) decode(parts);
   }
 
  private:
@@ -181,36 +181,45 @@ class Head {
     compare("weights", weights, expected_.weights, bounds_.weights);
   }
 
-  // In so many parts, of which some may have no block.
+  // As two heads of a group, in so many parts, of which some may have no block.
   void decode(Index parts) const {
+    constexpr Index heads = 2;
     const Index key_block = k_.forward_tiling.key_block;
     const Index first_block = lowest_key(band_, 0) / key_block;
     const Index count = blocks(c_.keys, key_block) - first_block;
-    const Index part_bytes =
-        c_.rows * (kPartNumbers + c_.value_dim) * static_cast<Index>(sizeof(W));
+    const Index row_numbers = kPartNumbers + blocks(c_.value_dim, kPartStep) * kPartStep;
+    const Index part_bytes = c_.rows * row_numbers * static_cast<Index>(sizeof(W));
     const Blocks scratch(1, k_.forward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
-    const Blocks kept(parts, part_bytes, turn_);
-    const Tensor<T> out = matrix(c_.rows, c_.value_dim);
-    const Tensor<W> lse = vector(c_.rows);
-    ForwardTask t{};
-    t.q = rows_from(q_, 0);
-    t.rows = c_.rows;
-    t.head_dim = c_.head_dim;
-    t.value_dim = c_.value_dim;
-    t.band = band_;
-    t.terms = &terms_;
-    t.out = rows_to(out, 0);
-    t.lse = &lse[0];
-    t.lse_stride = 1;
-    t.scratch = scratch[0];
+    const Blocks kept(heads * parts, part_bytes, turn_);
+    const Tensor<T> out[heads] = {matrix(c_.rows, c_.value_dim), matrix(c_.rows, c_.value_dim)};
+    const Tensor<W> lse[heads] = {vector(c_.rows), vector(c_.rows)};
+    ForwardTask t[heads];
+    for (Index h = 0; h < heads; ++h) {
+      t[h] = ForwardTask{};
+      t[h].q = rows_from(q_, 0);
+      t[h].rows = c_.rows;
+      t[h].head_dim = c_.head_dim;
+      t[h].value_dim = c_.value_dim;
+      t[h].band = band_;
+      t[h].terms = &terms_;
+      t[h].out = rows_to(out[h], 0);
+      t[h].lse = &lse[h][0];
+      t[h].lse_stride = 1;
+      t[h].scratch = scratch[0];
+    }
     for (Index i = 0; i < parts; ++i) {
       const Index first = count * i / parts, end = count * (i + 1) / parts;
-      k_.decode({&t, 1, rows_from(k_rows_, 0), rows_from(v_, 0), first_block + first, end - first,
-                 parts > 1 ? kept[i] : nullptr, parts * part_bytes});
+      k_.decode({t, heads, rows_from(k_rows_, 0), rows_from(v_, 0), first_block + first,
+                 end - first, parts > 1 ? kept[i] : nullptr, parts * part_bytes});
     }
-    if (parts > 1) k_.merge({&t, kept[0], parts});
-    compare("out of few queries", out, expected_.out, bounds_.out);
-    compare("lse of few queries", lse, expected_.lse, bounds_.lse);
+    for (Index h = 0; h < heads; ++h) {
+      if (parts > 1) k_.merge({&t[h], kept[h * parts], parts});
+      const Tensor<T> weights = matrix(c_.rows, c_.keys);
+      k_.decode_weights({&t[h], c_.keys, rows_to(weights, 0)}, rows_from(k_rows_, 0));
+      compare("out of few queries", out[h], expected_.out, bounds_.out);
+      compare("lse of few queries", lse[h], expected_.lse, bounds_.lse);
+      compare("weights of few queries", weights, expected_.weights, bounds_.weights);
+    }
   }
 
   // Without dscore, kernels may keep the score gradients of plain blocks in another way.
@@ -374,26 +383,36 @@ void test_finite_flag(const KernelSet& kernels, const std::string& name) {
   }
 }
 
+// Keys around blocks of them, and bands of all kinds.
+void add_cases(std::vector<HeadCase>& cases, Index rows, Index key_block) {
+  for (const Index keys :
+       {Index{1}, Index{17}, key_block - 1, key_block, key_block + 1, 2 * key_block + 1}) {
+    for (const Index size : {1, 17, 65}) {
+      cases.push_back({rows, keys, size, 66 - size});
+      cases.push_back({rows, keys, size, size, -kUnbounded, keys - rows + 1});
+      cases.push_back({rows, keys, size, size, -5, 3});               // a window
+      cases.push_back({rows, keys, size, size, keys - 9, keys + 9});  // leaves some rows empty
+      cases.push_back({rows, keys, size, size, -20, 20, true});
+    }
+  }
+}
+
 template <class T>
-void test_set(const KernelSet& kernels, Precision precision, const std::string& name,
-              bool multiply_adds) {
+void test_set(const KernelSet& kernels, Precision precision, const std::string& name) {
   const Tiling& tiling = kernels.forward_tiling;
   std::vector<HeadCase> cases;
   for (const Index rows : {Index{1}, Index{5}, Index{8}, tiling.query_block - 1, tiling.query_block,
-                           tiling.query_block + 1}) {
-    for (const Index keys : {Index{1}, Index{17}, tiling.key_block - 1, tiling.key_block,
-                             tiling.key_block + 1, 2 * tiling.key_block + 1}) {
-      for (const Index size : {1, 17, 65}) {
-        cases.push_back({rows, keys, size, 66 - size});
-        cases.push_back({rows, keys, size, size, -kUnbounded, keys - rows + 1});
-        cases.push_back({rows, keys, size, size, -5, 3});               // a window
-        cases.push_back({rows, keys, size, size, keys - 9, keys + 9});  // leaves some rows empty
-        cases.push_back({rows, keys, size, size, -20, 20, true});
-      }
-    }
-  }
-  for (const HeadCase& c : cases) Head<T>(kernels, c, precision, name).run(multiply_adds);
+                           tiling.query_block + 1})
+    add_cases(cases, rows, tiling.key_block);
+  for (const HeadCase& c : cases) Head<T>(kernels, c, precision, name).run();
   test_finite_flag<T>(kernels, name);
+}
+
+template <class T>
+void test_few_queries(const KernelSet& kernels, Precision precision, const std::string& name) {
+  std::vector<HeadCase> cases;
+  for (const Index rows : {1, 2, 3, 8}) add_cases(cases, rows, kernels.forward_tiling.key_block);
+  for (const HeadCase& c : cases) Head<T>(kernels, c, precision, name).run_few();
 }
 
 // For small heads multiply-adds are faster, where a table says so.
@@ -424,8 +443,7 @@ void test_kernels() {
     const std::string name = table->name;
     test_choice_by_size(*table);
     const auto test = [&]<class T>(const KernelSet& kernels, Precision of, const char* what, T) {
-      if (tested.insert(kernels.forward).second)
-        test_set<T>(kernels, of, name + " " + what, !table->multiply_adds);
+      if (tested.insert(kernels.forward).second) test_set<T>(kernels, of, name + " " + what);
     };
     const Precision single = precision<float>();
     test(table->float64, precision<double>(), "float64", double{});
@@ -438,6 +456,12 @@ void test_kernels() {
       test(table->float16, precision<Half>(half), "float16", Half{});
     if (brain != Multiplied::by_elements)
       test(table->bfloat16, precision<Brain>(brain), "bfloat16", Brain{});
+    if (table->multiply_adds) continue;  // few queries are multiplied by that table's
+    constexpr auto elements = Multiplied::by_elements;
+    test_few_queries<double>(table->float64, precision<double>(), name + " float64");
+    test_few_queries<float>(table->float32, single, name + " float32");
+    test_few_queries<Half>(table->float16, precision<Half>(elements), name + " float16");
+    test_few_queries<Brain>(table->bfloat16, precision<Brain>(elements), name + " bfloat16");
   }
 }
 
