@@ -182,16 +182,33 @@ def test_heads_of_a_group_with_other_masks(dtype):
     assert_same((again.out[1:], again.lse[1:]), (result.out[1:], result.lse[1:]))
 
 
-def test_a_score_of_minus_infinity_is_a_mask(dtype):
-    """Also beside heads that hide something else, whose masks change nothing."""
-    q = np.abs(normal(2, 1, 24, dtype=dtype))
-    k, v = normal(1, 300, 24, dtype=dtype, seed=1, count=2)
-    k[:, 200], v[:, 200] = -np.inf, np.nan
-    expected = cattn.attention(q, np.delete(k, 200, 1), np.delete(v, 200, 1))
-    seen = np.ones((2, 1, 300), bool)
-    seen[1, :, 190] = False
+@pytest.mark.parametrize("lk", [2, 7, 8, 300, 1200])
+@pytest.mark.parametrize("scale", [None, 3.0, -0.5])
+def test_a_score_of_minus_infinity_is_a_mask(any_dtype, lk, scale):
+    """Where its value is not finite, as of many queries; whatever other heads hide."""
+    q = np.abs(normal(2, 1, 24, dtype=any_dtype))
+    k, v = normal(1, lk, 24, dtype=any_dtype, seed=1, count=2)
+    k[:, lk // 2], v[:, lk // 2] = np.inf if scale == -0.5 else -np.inf, np.nan
+    seen = np.ones((2, 1, lk), bool)
+    seen[1, :, 0] = False
+    without = np.ones(lk, bool)
+    without[lk // 2] = False
+    options = {"scale": scale, "return_lse": True}
+    expected = cattn.attention(q, k, v, mask=without, **options)
     for mask in (None, seen):
-        out = cattn.attention(q, k, v, mask=mask)
-        np.testing.assert_allclose(out[0], expected[0], atol=1e-6)
-    many = cattn.attention(np.repeat(q, 40, axis=1), k, v)  # as of many queries
-    np.testing.assert_allclose(many[0, :1], expected[0], atol=1e-6)
+        out, lse, _ = cattn.attention(q, k, v, mask=mask, **options)
+        assert_same((out[0], lse[0]), (expected.out[0], expected.lse[0]))
+    assert_same(cattn.attention(q, k, v, mask=seen & without, **options), (out, lse, None))
+    many = cattn.attention(np.repeat(q, 40, axis=1), k, v, **options)  # as of many queries
+    error = np.abs(many.out[0, 0].astype("f8") - expected.out[0, 0].astype("f8"))
+    assert error.max() <= 1e-6 if any_dtype.itemsize > 2 else 1e-2
+
+
+def test_a_score_that_overflows_is_a_mask(dtype):
+    """Its product does not, but times log2(e) it does."""
+    q = np.full((1, 1), np.finfo(dtype).max ** 0.5, dtype)
+    k = np.full((3, 1), -0.8 * np.finfo(dtype).max ** 0.5, dtype)
+    v = np.array([[1, 2], [np.nan, 4], [5, 6]], dtype)
+    out, lse, _ = cattn.attention(q, k, v, scale=1.0, return_lse=True)
+    many = cattn.attention(np.repeat(q, 40, axis=0), k, v, scale=1.0, return_lse=True)
+    assert_same((out, lse), (many.out[:1], many.lse[:1]))

@@ -225,3 +225,20 @@ def test_a_fused_projection_is_read_in_place(dtype):
     one = cattn.attention_varlen(*qkv.swapaxes(0, 1), starts, starts, causal=True)
     copies = (a.copy() for a in qkv.swapaxes(0, 1))
     assert_same(one, cattn.attention_varlen(*copies, starts, starts, causal=True))
+
+
+@pytest.mark.parametrize("lengths", [(7, 48), (10, 40), (1, 2)])
+@pytest.mark.parametrize("window", [(0, 0), (3, 0)])
+def test_one_mask_for_sequences_of_other_lengths(dtype, lengths, window):
+    """What a window leaves of blocks depends on the queries, not on keys and mask alone."""
+    starts_q, starts_k = np.cumsum([0, *lengths]), [0, 400, 800]
+    q = normal(starts_q[-1], 2, 16, dtype=dtype)
+    k, v = normal(800, 2, 16, dtype=dtype, seed=1, count=2)
+    options = {"window": window, "causal": True, "return_lse": True}
+    expected = cattn.attention_varlen(q, k, v, starts_q, starts_k, **options)
+    mask = np.ones((1, 1, 1), bool)
+    assert_same(cattn.attention_varlen(q, k, v, starts_q, starts_k, mask=mask, **options), expected)
+    given = np.ones_like(expected.out), q, k, v, *expected[:2], starts_q, starts_k
+    del options["return_lse"]
+    gradients = cattn.attention_varlen_backward(*given, **options)
+    assert_same(cattn.attention_varlen_backward(*given, mask=mask, **options), gradients)

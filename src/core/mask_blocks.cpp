@@ -5,7 +5,6 @@
 
 #include "core/error.h"
 #include "core/parallel.h"
-#include "core/plan.h"
 
 namespace cattn {
 namespace {
@@ -55,7 +54,8 @@ MaskBlocks::MaskBlocks(const Problem& problem, const Tiling& tiling, int32_t thr
     // Batch entries mostly share one mask.
     if (b > 0 && problem.plane(problem.mask, b, 0) == problem.plane(problem.mask, 0, 0) &&
         e.query_blocks == entries_[0].query_blocks && e.key_blocks == entries_[0].key_blocks &&
-        s.keys == problem.sequence(0).keys && !problem.causal_offset) {
+        s.keys == problem.sequence(0).keys && s.queries == problem.sequence(0).queries &&
+        !problem.causal_offset) {
       e.first_kind = 0;
     } else {
       kinds = checked_add(kinds, checked_multiply(planes, e.query_blocks * e.key_blocks));

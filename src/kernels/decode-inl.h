@@ -32,10 +32,10 @@ CATTN_INLINE void for_vectors(Index cols, F f) {
 }
 
 // score[i] = query . row i of kKeysAtOnce keys. Adds 0 to `zeros`, by lanes, or NaN for what is not
-// finite.
+// finite when it is multiplied by `factor`.
 template <class T, class S>
 CATTN_INLINE void dot_products(const T* query, const S* keys, Index stride, Index head_dim,
-                               T* score, typename Vec<T>::V& zeros) {
+                               T* score, T factor, typename Vec<T>::V& zeros) {
   using X = Vec<T>;
   constexpr int vectors = kKeysAtOnce<T> / X::width;
   typename X::V sums[vectors][X::width];
@@ -52,7 +52,7 @@ CATTN_INLINE void dot_products(const T* query, const S* keys, Index stride, Inde
   CATTN_UNROLL
   for (int j = 0; j < vectors; ++j) {
     const auto all = combine_rows<T>(sums[j], [](auto a, auto b) { return X::add(a, b); });
-    zeros = X::fma(all, X::zero(), zeros);
+    zeros = X::fma(X::mul(all, X::set1(factor)), X::zero(), zeros);
     X::store(score + j * X::width, all);
   }
 }
@@ -68,11 +68,12 @@ template <class T, class S>
 }
 
 // The products of `rows` rows of queries with the keys of `columns`, and with some more: a few keys
-// have their turn with all rows while they are in the L1 cache. Returns whether all are finite.
+// have their turn with all rows while they are in the L1 cache. Returns whether all are finite,
+// times `factor`, which brings them to units of log2(e).
 template <class T, class S>
 [[gnu::noinline]] bool score_rows(Index rows, Range columns, Index key_count, const T* query,
                                   Index query_stride, const S* keys, Index stride, Index head_dim,
-                                  T* score) {
+                                  T* score, T factor) {
   using X = Vec<T>;
   constexpr Index key_block = Tile::template Forward<T>::key_block;
   auto zeros = X::zero();
@@ -80,7 +81,7 @@ template <class T, class S>
     for (Index r = 0; r < rows; ++r) {
       for (Index c = columns.begin; c < columns.end; ++c) {
         const T s = dot_product(query + r * query_stride, keys + c * stride, head_dim);
-        zeros = X::fma(X::set1(s), X::zero(), zeros);
+        zeros = X::fma(X::set1(s * factor), X::zero(), zeros);
         score[r * key_block + c] = s;
       }
     }
@@ -89,7 +90,7 @@ template <class T, class S>
       const Index first = smaller(c, key_count - kKeysAtOnce<T>);  // the last ones once more
       for (Index r = 0; r < rows; ++r) {
         dot_products(query + r * query_stride, keys + first * stride, stride, head_dim,
-                     score + r * key_block + first, zeros);
+                     score + r * key_block + first, factor, zeros);
       }
     }
   }
@@ -288,6 +289,7 @@ void decode(const DecodeTask& task) {
   const Index rows = task.head_count * t.rows;
   const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
   const Index query_stride = round_up(t.head_dim, kPanel<T>);
+  const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
   const auto for_heads = [&](auto f) {
     for (Index h = 0; h < task.head_count; ++h)
       f(task.heads[h], scratch.from(h * t.rows), h * t.rows);
@@ -316,15 +318,14 @@ void decode(const DecodeTask& task) {
     const S* const keys = static_cast<const S*>(task.k.data) + block.first_key * task.k.row_stride;
     const S* const values = static_cast<const S*>(task.v.data) + block.first_key * stride;
     const bool finite = score_rows(rows, attended, block.cols, scratch.query, query_stride, keys,
-                                   task.k.row_stride, t.head_dim, scratch.score);
+                                   task.k.row_stride, t.head_dim, scratch.score, factor);
     // A score of -inf is a mask too, where it makes a difference.
     const bool skips =
         (hides || !finite) && !are_finite<T>(values + attended.begin * stride, stride,
                                              attended.end - attended.begin, t.value_dim);
     for_heads([&](const ForwardTask& head, ForwardScratch<T> of_head, Index row) {
       of_head.score += row * key_block;
-      weigh_rows<M>(of_head, block, terms_of_block(head, b),
-                    static_cast<T>(rest_of_factor<M>(*head.terms)), t.value_dim, skips);
+      weigh_rows<M>(of_head, block, terms_of_block(head, b), factor, t.value_dim, skips);
     });
     const Index at_once = rows > 1 ? kValuesOfRows : kValuesOfRow;
     for (Index first = attended.begin; first < attended.end; first += at_once) {
@@ -357,13 +358,13 @@ void decode_weights(const WeightsTask& task, ConstRows k) {
   const ForwardTask& t = *task.forward;
   const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
   const Index query_stride = round_up(t.head_dim, kPanel<T>);
+  const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
   clear_weights<S>(task);
   scale_queries<M, S>(t, scratch.query, query_stride);
   for_key_blocks<T>(t, [&](const ScoreBlock& block, const ScoreTerms& terms, Index) {
     const S* const keys = static_cast<const S*>(k.data) + block.first_key * k.row_stride;
     score_rows(block.rows, block.columns(0, block.rows), block.cols, scratch.query, query_stride,
-               keys, k.row_stride, t.head_dim, scratch.score);
-    store_weights<T, S>(t, block, terms, scratch.score, static_cast<T>(rest_of_factor<M>(*t.terms)),
-                        task.weights);
+               keys, k.row_stride, t.head_dim, scratch.score, factor);
+    store_weights<T, S>(t, block, terms, scratch.score, factor, task.weights);
   });
 }

@@ -75,8 +75,18 @@ class Head {
     backward(false);
   }
   // By the kernels for few queries.
-  void run_few() {
-    for (const Index parts : {1, 2, 3}) decode(parts);
+  void run_few() const {
+    // Another head of the group has other queries.
+    const Tensor<T> q = matrix(c_.rows, c_.head_dim);
+    for (Index i = 0; i < q.size(); ++i) q[i] = static_cast<T>(-1.5 * static_cast<double>(q_[i]));
+    reference::Problem problem = reference_;
+    problem.q = values(q);
+    const reference::Result expected = reference::forward(problem);
+    Bounds limits = bounds(problem, expected, values(dout_), {}, precision_);
+    add_last_rounding(limits.out, expected.out, precision_);
+    add_last_rounding(limits.weights, expected.weights, precision_);
+    for (const Index parts : {1, 2, 3})
+      decode(parts, {{&q_, &expected_, &bounds_}, {&q, &expected, &limits}});
   }
 
  private:
@@ -181,8 +191,13 @@ class Head {
     compare("weights", weights, expected_.weights, bounds_.weights);
   }
 
-  // As two heads of a group, in so many parts, of which some may have no block.
-  void decode(Index parts) const {
+  struct HeadOfGroup {
+    const Tensor<T>* q;
+    const reference::Result* expected;
+    const Bounds* bounds;
+  };
+  // In so many parts, of which some may have no block.
+  void decode(Index parts, const std::vector<HeadOfGroup>& of_group) const {
     constexpr Index heads = 2;
     const Index key_block = k_.forward_tiling.key_block;
     const Index first_block = lowest_key(band_, 0) / key_block;
@@ -196,7 +211,7 @@ class Head {
     ForwardTask t[heads];
     for (Index h = 0; h < heads; ++h) {
       t[h] = ForwardTask{};
-      t[h].q = rows_from(q_, 0);
+      t[h].q = rows_from(*of_group[static_cast<size_t>(h)].q, 0);
       t[h].rows = c_.rows;
       t[h].head_dim = c_.head_dim;
       t[h].value_dim = c_.value_dim;
@@ -216,9 +231,10 @@ class Head {
       if (parts > 1) k_.merge({&t[h], kept[h * parts], parts});
       const Tensor<T> weights = matrix(c_.rows, c_.keys);
       k_.decode_weights({&t[h], c_.keys, rows_to(weights, 0)}, rows_from(k_rows_, 0));
-      compare("out of few queries", out[h], expected_.out, bounds_.out);
-      compare("lse of few queries", lse[h], expected_.lse, bounds_.lse);
-      compare("weights of few queries", weights, expected_.weights, bounds_.weights);
+      const auto& [q, expected, limits] = of_group[static_cast<size_t>(h)];
+      compare("out of few queries", out[h], expected->out, limits->out);
+      compare("lse of few queries", lse[h], expected->lse, limits->lse);
+      compare("weights of few queries", weights, expected->weights, limits->weights);
     }
   }
 
