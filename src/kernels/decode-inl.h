@@ -199,6 +199,36 @@ template <class T, class S>
   }
 }
 
+// out += weights * values of a block, some keys at a time for all `rows`, which are those of
+// several heads. skips: what is masked is left out.
+template <class T, class S>
+CATTN_INLINE void add_values_of_block(const ScoreBlock& block, Index rows,
+                                      const ForwardScratch<T>& scratch, const S* values,
+                                      Index stride, Index value_dim, bool skips) {
+  using Tiles = typename Tile::template Forward<T>;
+  constexpr Index key_block = Tiles::key_block;
+  // Behind the scores.
+  constexpr Index free = (Tiles::query_block - kMostDecodeRows) * key_block;
+  static_assert(kValuesOfRow * kColumnsAtOnce<T> <= free && kValuesOfRow <= key_block);
+  T* const copy = scratch.score + kMostDecodeRows * key_block;
+  const Range attended = block.columns(0, block.rows);
+  const Index at_once = rows > 1 ? kValuesOfRows : kValuesOfRow;
+  for (Index first = attended.begin; first < attended.end; first += at_once) {
+    for (Index r = 0; r < rows; ++r) {
+      const Range of_row = block.columns(r % block.rows, 1);
+      const Range some{larger(first, of_row.begin), smaller(first + at_once, of_row.end)};
+      if (some.begin >= some.end) continue;
+      const T* const weights = scratch.score + r * key_block;
+      T* const out = scratch.out + r * kPanel<T>;
+      if (skips) {
+        add_seen_values(weights, some, values, stride, value_dim, out, copy);
+      } else {
+        add_values(weights, some, values, stride, value_dim, out);
+      }
+    }
+  }
+}
+
 // From products to weights. Apart: the same for all types in memory.
 template <class M, class T = typename M::T>
 [[gnu::noinline]] void weigh_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
@@ -294,11 +324,6 @@ void decode(const DecodeTask& task) {
     for (Index h = 0; h < task.head_count; ++h)
       f(task.heads[h], scratch.from(h * t.rows), h * t.rows);
   };
-  // Behind the scores.
-  constexpr Index free = (Tiles::query_block - kMostDecodeRows) * key_block;
-  static_assert(kValuesOfRow * kColumnsAtOnce<T> <= free && kValuesOfRow <= key_block);
-  T* const copy = scratch.score + kMostDecodeRows * key_block;
-
   prepare_rows<M>(rows + X::width, scratch);
   fill(scratch.maximum, (rows + X::width) * X::width, -T(__builtin_inff()));
   clear_out<M>(rows, t.value_dim, scratch.out);
@@ -327,21 +352,7 @@ void decode(const DecodeTask& task) {
       of_head.score += row * key_block;
       weigh_rows<M>(of_head, block, terms_of_block(head, b), factor, t.value_dim, skips);
     });
-    const Index at_once = rows > 1 ? kValuesOfRows : kValuesOfRow;
-    for (Index first = attended.begin; first < attended.end; first += at_once) {
-      for (Index r = 0; r < rows; ++r) {
-        const Range of_row = block.columns(r % t.rows, 1);
-        const Range some{larger(first, of_row.begin), smaller(first + at_once, of_row.end)};
-        if (some.begin >= some.end) continue;
-        const T* const weights = scratch.score + r * key_block;
-        T* const out = scratch.out + r * kPanel<T>;
-        if (skips) {
-          add_seen_values(weights, some, values, stride, t.value_dim, out, copy);
-        } else {
-          add_values(weights, some, values, stride, t.value_dim, out);
-        }
-      }
-    }
+    add_values_of_block(block, rows, scratch, values, stride, t.value_dim, skips);
   }
   for_heads([&](const ForwardTask& head, const ForwardScratch<T>& of_head, Index row) {
     if (task.parts) {
