@@ -107,22 +107,79 @@ def test_flat_and_peaked_weights(dtype, record, spread):
     check_forward(Case(33, 150, 16, 8, spread=spread, causal=True), dtype, record)
 
 
-def test_maximum_that_keeps_growing(dtype, record):
-    """Every key outdoes the ones before, so a running maximum moves at every block."""
+@pytest.mark.parametrize("lq", [4, 33, 150])
+@pytest.mark.parametrize("growth", [400, 4000])
+@pytest.mark.parametrize("how", ["plain", "causal", "window", "mask", "bias", "strided", "alibi"])
+def test_maximum_that_keeps_growing(dtype, record, how, growth, lq):
+    """Every key outdoes the ones before, so a running maximum moves at every block, or in it."""
     lk = 600
-    q = np.ones((4, 2), dtype)
-    k = np.stack([np.linspace(-200, 200, lk), np.zeros(lk)], axis=-1).astype(dtype)
-    v = np.random.default_rng(0).standard_normal((lk, 5)).astype(dtype)
+    rng = np.random.default_rng(lq)
+    options = {
+        "causal": {"causal": True},
+        "window": {"window": (130, 20), "causal_offset": lk // 2},
+        "mask": {"mask": rng.random((lq, lk)) < 0.1},
+        "bias": {"bias": np.where(rng.random((lq, lk)) < 0.9, -np.inf, 3).astype(dtype)},
+        "strided": {"mask": rng.random((lk, lq)).T < 0.1},
+        "alibi": {"alibi_slopes": np.array([-growth / lk], dtype), "causal_offset": 0},
+    }.get(how, {})
+    steep = 0 if how == "alibi" else growth / 2
+    k = np.stack([np.linspace(-steep, steep, lk), np.zeros(lk)], axis=-1).astype(dtype)
+    q = np.stack([np.linspace(0.5, 1, lq), np.zeros(lq)], axis=-1).astype(dtype)
+    v = rng.standard_normal((lk, 5)).astype(dtype)
     for keys, values in ((k, v), (k[::-1], v[::-1])):
-        actual = cattn.attention(q, keys, values, scale=1.0, return_lse=True)
+        actual = cattn.attention(q, keys, values, scale=1.0, return_lse=True, **options)
         exact = reference.attention(
-            q, keys, values, scale=1.0, return_lse=True, _dtype=np.longdouble
+            q, keys, values, scale=1.0, return_lse=True, _dtype=np.longdouble, **options
         )
-        bound = attention_bound(q, keys, values, scale=1.0)
+        bound = attention_bound(q, keys, values, scale=1.0, **options)
         for name in ("out", "lse"):
             ratio = worst(getattr(actual, name), getattr(exact, name), getattr(bound, name), name)
             assert ratio <= 1
             record(name, dtype, ratio)
+
+
+def check_scores(powers, v, dtype, lq, **options):
+    """Attention whose scores are these powers of 2, against its bound; returns its output."""
+    q, k = np.ones((lq, 1), dtype), np.asarray(powers, dtype)[:, None]
+    options = {"scale": float(np.log(2)), "return_lse": True, **options}
+    actual = cattn.attention(q, k, v, **options)
+    exact = reference.attention(q, k, v, **options, _dtype=np.longdouble)
+    bound = attention_bound(q, k, v, scale=options["scale"])
+    for name in ("out", "lse"):
+        assert worst(getattr(actual, name), getattr(exact, name), getattr(bound, name), name) <= 1
+    return actual.out
+
+
+@pytest.mark.parametrize("lq", [3, 9])
+@pytest.mark.parametrize("lk", [48, 300])
+def test_a_maximum_that_jumps_leaves_what_was_summed(dtype, lq, lk):
+    """Each key has a value of its own, so that none hides what has become of the others."""
+    for first, second in ((79, 127), (79, 130), (60, 130), (90, 200)):
+        powers = np.full(lk, -300.0)
+        powers[[0, 16, lk - 16]] = 0, first, second
+        v = np.zeros((lk, 3), dtype)
+        v[[0, 16, lk - 16], range(3)] = 1
+        out = check_scores(powers, v, dtype, lq)
+        np.testing.assert_allclose(out[:, 1], 2.0 ** (first - second), rtol=1e-5)
+
+
+@pytest.mark.parametrize("lq", [3, 9])
+def test_large_values_behind_a_maximum_far_above_the_first_scores(lq):
+    powers = np.zeros(256)
+    powers[16], powers[128:] = 79, 8
+    v = np.ones((256, 1), np.float32)
+    v[128:] = 3e36
+    check_scores(powers, v, np.dtype(np.float32), lq)
+
+
+@pytest.mark.parametrize("lq", [3, 9])
+@pytest.mark.parametrize("lk", [40, 300])
+def test_the_lowest_score_is_a_score(dtype, lq, lk):
+    powers = np.zeros(lk)
+    powers[: lk - 24] = np.finfo(dtype).min
+    v = np.arange(lk, dtype=dtype)[:, None]
+    out = check_scores(powers, v, dtype, lq)
+    np.testing.assert_allclose(out, np.arange(lk - 24, lk).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("exponent", [-30, -10, 10, 30])

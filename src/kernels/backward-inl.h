@@ -90,34 +90,71 @@ void add_score_gradients(const ScoreBlock& block, const T* ds, T* sum) {
   }
 }
 
-// Probabilities of a tile of products, e^(s - lse), while they are in registers. Every row
-// attends all of the block.
-template <class T>
+// Probabilities of a tile of products, e^(s - lse), while they are in registers. kPlain: every row
+// attends all of the block, by plain scores; otherwise masked positions become kMasked.
+template <class T, bool kPlain>
 struct StoreProbabilities {
+  using X = Vec<T>;
   T* p;
   T factor;
   const RowScale<T>* row_scales;
-  Index rows;
+  const ScoreBlock& block;
+  const ScoreTerms& terms;
+  const Index rows = block.rows;
 
   template <int kRows, int kVectors>
-  CATTN_INLINE void operator()(typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
-                               Range) const {
-    using X = Vec<T>;
-    constexpr Index stride = Tile::Backward<T>::key_block;
+  CATTN_INLINE void operator()(typename X::V (&tile)[kRows][kVectors], Index r, Index c,
+                               Range columns) const {
+    if constexpr (!kPlain) {
+      if (!block.full(r, kRows, c, c + kPanel<T>)) {
+        StoreScores<T, stride>{p, nullptr}(tile, r, c, columns);
+        return store_cut_rows(r, smaller(r + kRows, block.rows), c);
+      }
+      transform_tile<false, T>(tile, terms, block, r, c);
+    }
+    store(tile, r, c);
+  }
+
+ private:
+  static constexpr Index stride = Tile::Backward<T>::key_block;
+
+  template <int kRows, int kVectors>
+  CATTN_INLINE void store(const typename X::V (&tile)[kRows][kVectors], Index r, Index c) const {
     const auto by = X::set1(factor);
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
       ScaledRow<T> row;
       row.set(row_scales[smaller(r + i, rows - 1)]);
       CATTN_UNROLL
-      for (int j = 0; j < kVectors; ++j)
-        X::store(p + (r + i) * stride + c + j * X::width, weight_from_lse<T>(tile[i][j], by, row));
+      for (int j = 0; j < kVectors; ++j) {
+        const auto s = tile[i][j];
+        auto weight = weight_from_lse<T>(s, by, row);
+        if constexpr (!kPlain) {
+          const auto masked = X::equal(s, X::set1(-T(__builtin_inff())));
+          weight = X::select(masked, X::set1(kMasked<T>), weight);
+        }
+        X::store(p + (r + i) * stride + c + j * X::width, weight);
+      }
+    }
+  }
+  // Products of a panel that are in memory, of which rows may attend a part. A function of its own:
+  // the loop over whole tiles keeps its registers.
+  [[gnu::noinline]] void store_cut_rows(Index r, Index end, Index c) const {
+    for (; r < end; ++r) {
+      typename X::V row[1][kPanel<T> / X::width];
+      CATTN_UNROLL
+      for (int j = 0; j < kPanel<T> / X::width; ++j)
+        row[0][j] = X::load(p + r * stride + c + j * X::width);
+      transform_tile<true, T>(row, terms, block, r, c);
+      cut_row<T>(row[0], block, r, c);
+      store(row, r, c);
     }
   }
 };
 
-// Score gradients of a tile of dP, p (dP - delta), from the probabilities p.
-template <class T>
+// Score gradients of a tile of dP, p (dP - delta), from the probabilities p; without kPlain those
+// of masked positions are kMasked whatever dP is.
+template <class T, bool kPlain>
 struct StoreScoreGradients {
   T* ds;
   const T* p;
@@ -125,7 +162,7 @@ struct StoreScoreGradients {
   Index rows;
 
   template <int kRows, int kVectors>
-  CATTN_INLINE void operator()(typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
+  CATTN_INLINE void operator()(const typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
                                Range) const {
     using X = Vec<T>;
     constexpr Index stride = Tile::Backward<T>::key_block;
@@ -135,7 +172,13 @@ struct StoreScoreGradients {
       CATTN_UNROLL
       for (int j = 0; j < kVectors; ++j) {
         const Index at = (r + i) * stride + c + j * X::width;
-        X::store(ds + at, X::mul(X::load(p + at), X::sub(tile[i][j], d)));
+        const auto weight = X::load(p + at);
+        auto gradient = X::mul(weight, X::sub(tile[i][j], d));
+        if constexpr (!kPlain) {
+          const auto mark = X::set1(kMasked<T>);
+          gradient = X::select(X::same_bits(weight, mark), mark, gradient);
+        }
+        X::store(ds + at, gradient);
       }
     }
   }
@@ -523,11 +566,19 @@ void backward(const BackwardTask& t) {
     T* const p_rows = p + first * key_block;
     T* const ds_rows = ds + first * key_block;
     if constexpr (M::finishes_in_registers) {
+      const auto finish_tiles = [&]<bool kPlain>() {
+        const StoreProbabilities<T, kPlain> store{p_rows, factor, row_scales + first, group, terms};
+        matrices.scores(group, first, store);
+        const StoreScoreGradients<T, kPlain> store_gradients{ds_rows, p_rows, delta + first,
+                                                             group.rows};
+        matrices.gradients(group, first, store_gradients);
+      };
       if (plain) {
-        matrices.scores(group, first,
-                        StoreProbabilities<T>{p_rows, factor, row_scales + first, group.rows});
-        matrices.gradients(group, first,
-                           StoreScoreGradients<T>{ds_rows, p_rows, delta + first, group.rows});
+        finish_tiles.template operator()<true>();
+        continue;
+      }
+      if (transforms_tiles<T>(terms) && !terms.dropout.on) {
+        finish_tiles.template operator()<false>();
         continue;
       }
     }

@@ -120,8 +120,18 @@ CATTN_INLINE typename Vec<T>::V exp2_small(typename Vec<T>::V x) {
   }
 }
 
+// The same of -inf too, where it is 0.
+template <class T, int kShift = 0>
+CATTN_INLINE typename Vec<T>::V exp2_small_or_none(typename Vec<T>::V x) {
+  if constexpr (requires { &Vec<T>::scale2_by_last_bits; }) {
+    return Vec<T>::zero_below(Vec<T>::set1(T(-120)), x, exp2_small<T, kShift>(x));
+  } else {
+    return exp2<T, kShift>(x);
+  }
+}
+
 // 2^(x - reference) for an integral reference, without rounding the difference: two references
-// give the same digits. x = reference = inf gives NaN.
+// give the same digits. x = reference = inf gives NaN. By last bits x - reference is 100 at most.
 template <class T, class Poly>
 CATTN_INLINE typename Vec<T>::V exp2_above_by_floor(typename Vec<T>::V x,
                                                     typename Vec<T>::V reference) {
@@ -134,6 +144,14 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
   using X = Vec<T>;
   if constexpr (kFloors<T>) {
     return exp2_above_by_floor<T, Exp2PolynomialAbove>(x, reference);
+  } else if constexpr (requires { &X::scale2_by_last_bits; }) {
+    const auto n = X::nearest(x), exponent = X::sub(n, reference);
+    typename X::V same;
+    const auto last_bits = X::small_integer(exponent, same);
+    // By a product, which leaves a NaN what it is.
+    const auto power = X::scale2_by_last_bits(X::set1(T(1)), last_bits);
+    return X::zero_below(X::set1(T(-126.5)), exponent,
+                         X::mul(exp2_polynomial<T>(X::sub(x, n)), power));
   } else {
     typename X::V n, f;
     X::integer_and_fraction(x, n, f);
@@ -184,9 +202,9 @@ CATTN_INLINE typename Vec<T>::V weight_from_lse(typename Vec<T>::V s, typename V
 
 // The exponential of the weights, as accurate as they are multiplied: to all digits of T, or by
 // one of the shorter polynomials. of<kShift>(x) is 2^(x + kShift), of_small the same of an x that
-// is neither infinite nor large; above(x, reference) is 2^(x - reference) for an integral reference
-// and 1 if they are equal, however large; from_lse(s, factor, row) is the weight e^(factor ln(2) s
-// - lse) of a row's lse.
+// is neither infinite nor large, of_small_or_none of -inf too; above(x, reference) is
+// 2^(x - reference) for an integral reference and 1 if they are equal, however large;
+// from_lse(s, factor, row) is the weight e^(factor ln(2) s - lse) of a row's lse.
 template <class T>
 struct WholeExponential {
   using V = typename Vec<T>::V;
@@ -197,6 +215,10 @@ struct WholeExponential {
   template <int kShift>
   CATTN_INLINE static V of_small(V x) {
     return exp2_small<T, kShift>(x);
+  }
+  template <int kShift>
+  CATTN_INLINE static V of_small_or_none(V x) {
+    return exp2_small_or_none<T, kShift>(x);
   }
   CATTN_INLINE static V above(V x, V reference) { return exp2_above<T>(x, reference); }
   using OfRow = ScaledRow<T>;
@@ -213,6 +235,10 @@ struct ShortExponential {
   template <int kShift>
   CATTN_INLINE static V of(V x) {
     return exp2_by_floor<T, kShift, Poly>(x);
+  }
+  template <int kShift>
+  CATTN_INLINE static V of_small_or_none(V x) {
+    return of<kShift>(x);
   }
   CATTN_INLINE static V above(V x, V reference) {
     return exp2_above_by_floor<T, Poly>(x, reference);

@@ -172,7 +172,7 @@ CATTN_INLINE void prepare_rows(Index rows, const ForwardScratch<T>& scratch) {
   const Index vector_rows = round_up(rows, width);
   clear_sums(rows, scratch.sum);
   if (scratch.weight_sum != scratch.sum) clear_sums(rows, scratch.weight_sum);
-  fill(scratch.reference, vector_rows, -T(__builtin_inff()));
+  fill(scratch.reference, round_up(rows, larger(width, M::row_padding)), -T(__builtin_inff()));
   fill(scratch.maximum + rows * width, (vector_rows - rows) * width, -T(__builtin_inff()));
 }
 
@@ -182,6 +182,15 @@ CATTN_INLINE Range attended_blocks(const ForwardTask& t) {
   constexpr Index key_block = Tile::Forward<T>::key_block;
   const Index end = highest_key(t.band, t.first_query + t.rows - 1);
   return {lowest_key(t.band, t.first_query) / key_block, (end + key_block - 1) / key_block};
+}
+
+// Whether the values of all blocks that a task attends have these flags.
+template <class T>
+CATTN_INLINE bool are_values(const ForwardTask& t, int flags) {
+  const Range blocks = attended_blocks<T>(t);
+  for (Index b = blocks.begin; b < blocks.end; ++b)
+    if ((t.value_flags[b - t.first_block] & flags) != flags) return false;
+  return true;
 }
 
 // Whether |q| |k| is within reach, in units of log2(e), for all that a task attends, and its values
@@ -196,12 +205,11 @@ CATTN_INLINE bool is_bounded(const ForwardTask& t, const PackedQueries<T>& queri
   constexpr int of_values = kBlockModerate | (M::rounds_weights ? kBlockSplits : 0);
   constexpr int of_keys = M::scales_queries ? 0 : kBlockSplits;
   const Range blocks = attended_blocks<T>(t);
-  if (!M::bounds_serve(blocks.end - blocks.begin)) return false;
+  if (!M::bounds_serve(blocks.end - blocks.begin) || !are_values<T>(t, of_values)) return false;
   T key_norm = 0;
   for (Index b = blocks.begin; b < blocks.end; ++b) {
     const Index index = b - t.first_block;
     const auto& key = BlockTail<T>::of(t.keys + index * key_bytes, key_bytes);
-    if ((t.value_flags[index] & of_values) != of_values) return false;
     if ((key.flags & of_keys) != of_keys) return false;
     if (key.norm > key_norm) key_norm = key.norm;
   }
@@ -293,102 +301,186 @@ CATTN_INLINE void for_row_groups(const ForwardTask& t, Index key_bytes, Index va
   }
 }
 
-// Probabilities of a tile of products within kReach, in place of its scores; adds them to the rows'
+// Probabilities of scores within kReach that are in memory, in their place; adds them to the rows'
 // sums. kKeep: `matrices` keeps them, the way its next product wants them.
-template <class M, bool kKeep>
-struct StoreBoundedProbabilities {
+template <class M, bool kKeep, class T = typename M::T>
+CATTN_INLINE void weigh_bounded_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
+                                     const ScoreTerms& terms, T factor,
+                                     const typename M::Forward& matrices) {
+  using X = Vec<T>;
+  constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+  const auto by = X::set1(factor);
+  const auto of = [&](auto score) { return weight_within_reach<M>(score, by); };
+  M::row_tiles(block.rows, [&]<int kRows>(Index r) {
+    const Range columns = block.columns(r, kRows);
+    if (columns.begin >= columns.end) return;
+    const auto [begin, end] = whole(columns, kPanel<T>);
+    transform_rows<T, stride>(block, terms, scratch.score, r, kRows, begin, end);
+    for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
+      if (row % (kRowsAwake / M::weight_parts) == 0) M::stay_awake();
+      T* const s = scratch.score + row * stride;
+      T* const sum = scratch.sum + row * X::width;
+      if constexpr (kKeep) {
+        exponentiate_panels<M>(s, Range{begin, end}, sum, sum, of,
+                               [&](Index c, auto& p) { matrices.keeper(row, c)(0, p); });
+      } else {
+        exponentiate_row<T, false>(s, begin, end, sum, of);
+      }
+    }
+  });
+}
+
+// Probabilities of tiles of products, in place of their scores, while these are in registers; adds
+// them to the rows' sums. What kind of block it is the compiler knows. kBounded: all of the task is
+// within kReach; otherwise the references of rows move before a tile that needs it, with all that
+// the rows have summed. kTransforms: scores are not plain. kEdges: some of it may not be attended.
+template <class M, bool kBounded, bool kTransforms, bool kEdges = true>
+struct WeighTiles {
   using T = typename M::T;
   using X = Vec<T>;
   const ForwardScratch<T>& scratch;
   const ScoreBlock& block;
   const ScoreTerms& terms;
-  T factor;  // what brings the products to units of log2(e): 1 if it is in the queries
-  typename M::Forward& matrices;
+  T factor;         // what brings the products to units of log2(e): 1 if it is in the queries
+  Index value_dim;  // of the rows' outputs; 0 while there are none
   // One call less for each tile is worth more than the registers that it takes.
   static constexpr bool stands_in_loop = true;
-  const bool plain = is_plain(terms);
-  const bool all = plain && block.full(0, block.rows, 0, round_up(block.cols, kPanel<T>));
-
-  // kPlain: the score is not -inf.
-  template <bool kPlain = false>
-  CATTN_INLINE typename X::V probability(typename X::V score) const {
-    if constexpr (kPlain) {
-      static_assert(!M::rounds_weights && M::scales_queries);
-      return M::Exponential::template of_small<kReach>(score);
-    }
-    return weight_within_reach<M>(score, X::set1(factor));
-  }
-
-  // Of scores that are in memory.
-  CATTN_INLINE void rows() const {
-    const auto of = [&](auto score) { return probability(score); };
-    M::row_tiles(block.rows, [&]<int kRows>(Index r) {
-      const Range columns = block.columns(r, kRows);
-      if (columns.begin >= columns.end) return;
-      const auto [begin, end] = whole(columns, kPanel<T>);
-      transform_rows<T, stride>(block, terms, scratch.score, r, kRows, begin, end);
-      for (Index row = r; row < smaller(r + kRows, block.rows); ++row) {
-        if (row % (kRowsAwake / M::weight_parts) == 0) M::stay_awake();
-        T* const s = scratch.score + row * stride;
-        T* const sum = scratch.sum + row * X::width;
-        if constexpr (kKeep) {
-          exponentiate_panels<M>(s, Range{begin, end}, sum, sum, of,
-                                 [&](Index c, auto& p) { matrices.keeper(row, c)(0, p); });
-        } else {
-          exponentiate_row<T, false>(s, begin, end, sum, of);
-        }
-      }
-    });
-  }
+  const bool all = !kEdges || block.full(0, block.rows, 0, round_up(block.cols, kPanel<T>));
 
   template <int kRows, int kVectors>
   CATTN_INLINE void operator()(typename X::V (&tile)[kRows][kVectors], Index r, Index c,
                                Range columns) const {
-    static_assert(!kKeep, "what is kept comes from rows()");
-    if (all || (plain && block.full(r, kRows, c, c + kPanel<T>))) return store<true>(tile, r, c);
+    static_assert(!M::rounds_weights && M::scales_queries);
+    const Index end = kTransforms ? c + kPanel<T> : smaller(c + kPanel<T>, block.cols);
+    if (all || block.full(r, kRows, c, end)) {
+      if constexpr (kTransforms) transform_tile<false, T>(tile, terms, block, r, c);
+      if (!kTransforms && kEdges && end < c + kPanel<T>) {
+        CATTN_UNROLL
+        for (int i = 0; i < kRows; ++i) end_row<T>(tile[i], end - c);
+      }
+      constexpr bool plain = !kTransforms && !kEdges;
+      return weigh<plain>(tile, r, c, columns);
+    }
     StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
-    using Edge = BandEdge<T, kRows, kPanel<T>>;
-    const T* const edge = plain ? Edge::of(block.rows_from(r, kRows), c) : nullptr;
-    if (!edge) transform_rows<T, stride>(block, terms, scratch.score, r, kRows, c, c + kPanel<T>);
-    store_from_memory(edge, r, smaller(r + kRows, block.rows), c);
+    const T* edge = nullptr;
+    if constexpr (kBounded && !kTransforms)
+      edge = BandEdge<T, kRows, kPanel<T>>::of(block.rows_from(r, kRows), c);
+    weigh_cut_rows(edge, r, smaller(r + kRows, block.rows), c, columns);
   }
 
  private:
   static constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
+  // All values of the task being moderate, what a row has summed may grow by as much as if all were
+  // bounded: rows rarely move, but for their first panel.
+  static constexpr T reach = 2 * kReach;
 
+  // kPlain: no score is -inf.
   template <bool kPlain, int kRows, int kVectors>
-  CATTN_INLINE void store(const typename X::V (&tile)[kRows][kVectors], Index r, Index c) const {
+  CATTN_INLINE void weigh(typename X::V (&tile)[kRows][kVectors], Index r, Index c,
+                          Range columns) const {
     T* const s = scratch.score + r * stride + c;
+    if constexpr (!kBounded) {
+      if (__builtin_expect(exceeds(tile, r), false)) {
+        StoreScores<T, stride>{scratch.score, nullptr}(tile, r, c, columns);
+        move_rows(r, kRows, c, columns);
+        CATTN_UNROLL
+        for (int i = 0; i < kRows; ++i) {
+          CATTN_UNROLL
+          for (int j = 0; j < kVectors; ++j) tile[i][j] = X::load(s + i * stride + j * X::width);
+        }
+      }
+    }
     T* const sums = scratch.sum + r * X::width;
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
+      const auto reference = X::set1(kBounded ? T(0) : finite_reference(scratch.reference[r + i]));
       auto total = X::load(sums + i * X::width);
       CATTN_UNROLL
       for (int j = 0; j < kVectors; ++j) {
-        const auto p = probability<kPlain>(tile[i][j]);
+        const auto p = probability<kPlain>(tile[i][j], reference);
         total = X::add(total, p);
         X::store(s + i * stride + j * X::width, p);
       }
       X::store(sums + i * X::width, total);
     }
   }
-  // Scores of a panel that are in memory, to which `edge` is to be added unless it is null. A
-  // function of its own: the loop over plain tiles keeps its registers.
-  [[gnu::noinline]] void store_from_memory(const T* edge, Index r, Index end, Index c) const {
-    constexpr int vectors = kPanel<T> / X::width;
+  template <bool kPlain>
+  CATTN_INLINE typename X::V probability(typename X::V score, typename X::V reference) const {
+    if constexpr (!kBounded) {
+      return M::Exponential::above(X::mul(score, X::set1(factor)), reference);
+    } else if constexpr (kPlain) {
+      return M::Exponential::template of_small<kReach>(score);
+    } else {
+      return weight_within_reach<M>(score, X::set1(factor));
+    }
+  }
+
+  // Whether a score is beyond the reach of its row's reference. NaN is passed over, or what stands
+  // beside it, as the row's sum is NaN then.
+  template <int kRows, int kVectors>
+  CATTN_INLINE bool exceeds(const typename X::V (&tile)[kRows][kVectors], Index r) const {
+    const auto by = X::set1(factor);
+    auto beyond = X::zero();
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      auto most = tile[i][0];
+      CATTN_UNROLL
+      for (int j = 1; j < kVectors; ++j) most = X::max(tile[i][j], most);
+      const auto excess = X::sub(X::mul(most, by), X::set1(scratch.reference[r + i]));
+      beyond = X::max(excess, beyond);
+    }
+    return X::any(X::greater(beyond, X::set1(reach)));
+  }
+  // Moves the references of those rows that have such a score among those of the panel at c, which
+  // are in memory, with all that they have summed, and what they have in the panels before.
+  [[gnu::noinline]] void move_rows(Index r, Index rows, Index c, Range columns) const {
+    for (const Index end = r + rows; r < end; r += X::width) {
+      const Index count = smaller(X::width, end - r);
+      const T* const s = scratch.score + r * stride;
+      const auto exponent =
+          X::mul(row_maxima<T, stride>(s, count, {c, c + kPanel<T>}), X::set1(factor));
+      T exponents[X::width], references[X::width];
+      X::store(exponents, exponent);
+      X::store(references, X::nearest(exponent));
+      for (Index i = 0; i < count; ++i) {
+        const T old = scratch.reference[r + i];
+        if (!(exponents[i] - old > reach)) continue;
+        move_reference(scratch, r + i, references[i], value_dim);
+        T* const p = scratch.score + (r + i) * stride;
+        for_powers(old - references[i], [&](auto power) {
+          for (Index at = columns.begin / kPanel<T> * kPanel<T>; at < c; at += X::width)
+            X::store(p + at, X::mul(X::load(p + at), power));
+        });
+      }
+    }
+  }
+  // Products of a panel that are in memory, of which rows may attend a part: `edge` is to be added
+  // to them unless it is null. A function of its own: the loop over whole tiles keeps its
+  // registers.
+  [[gnu::noinline]] void weigh_cut_rows(const T* edge, Index r, Index end, Index c,
+                                        Range columns) const {
     for (; r < end; ++r) {
       const T* const s = scratch.score + r * stride + c;
-      typename X::V row[1][vectors];
+      typename X::V row[1][kPanel<T> / X::width];
       CATTN_UNROLL
-      for (int j = 0; j < vectors; ++j) {
-        row[0][j] = X::load(s + j * X::width);
-        if (edge) row[0][j] = X::add(row[0][j], X::load(edge + j * X::width));
+      for (int j = 0; j < kPanel<T> / X::width; ++j) row[0][j] = X::load(s + j * X::width);
+      if constexpr (kTransforms) transform_tile<true, T>(row, terms, block, r, c);
+      if (edge) {
+        CATTN_UNROLL
+        for (int j = 0; j < kPanel<T> / X::width; ++j)
+          row[0][j] = X::add(row[0][j], X::load(edge + j * X::width));
+        --edge;
+      } else {
+        cut_row<T>(row[0], block, r, c);
       }
-      store<false>(row, r, c);
-      if (edge) --edge;
+      weigh<false>(row, r, c, columns);
     }
   }
 };
+
+// Whether blocks of plain scores have loops of their own, a few hundredths faster: they take room.
+template <class T>
+constexpr bool kLoopsByKind = sizeof(T) == 4 && Tile::loops_by_kind;
 
 // Whether products with values can be finished while they are in registers.
 template <class M>
@@ -406,6 +498,7 @@ template <class M, class T = typename M::T>
   const Index value_bytes = M::packed_bytes(Operand::value, tiling, t.value_dim);
   const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
   const bool bounded = is_bounded<M>(t, queries, factor, key_bytes);
+  const bool moderate = bounded || are_values<T>(t, kBlockModerate);
   if (bounded) {
     fill(scratch.reference, round_up(t.rows, Vec<T>::width), T(kReferenceWithinReach<M>));
   }
@@ -476,10 +569,24 @@ template <class M, class T = typename M::T>
         const bool keeps = M::Forward::keeps && (flags & kBlockSplits) && !terms.dropout.on;
         const auto exponentiate = [&]<bool kKeep>() {
           if constexpr (!M::rounds_weights && M::finishes_in_registers) {
-            if (bounded) {
-              matrices.scores(
-                  block, row, key,
-                  StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices}, ahead);
+            if (moderate && transforms_tiles<T>(terms)) {
+              const Index outputs = has_outputs[row / M::row_group] ? t.value_dim : 0;
+              const auto weigh = [&]<bool... kKnown>() {
+                const WeighTiles<M, kKnown...> weigh_tiles{rows, block, terms, factor, outputs};
+                matrices.scores(block, row, key, weigh_tiles, ahead);
+              };
+              if (!kLoopsByKind<T> || !is_plain(terms)) {
+                bounded ? weigh.template operator()<true, true>()
+                        : weigh.template operator()<false, true>();
+              } else if constexpr (kLoopsByKind<T>) {
+                if (!bounded) {
+                  weigh.template operator()<false, false>();
+                } else if (block.full(0, block.rows, 0, round_up(block.cols, kPanel<T>))) {
+                  weigh.template operator()<true, false, false>();
+                } else {
+                  weigh.template operator()<true, false>();
+                }
+              }
               return;
             }
           }
@@ -488,7 +595,7 @@ template <class M, class T = typename M::T>
           matrices.settle();
           if constexpr (!M::rounds_weights) {
             if (bounded) {
-              StoreBoundedProbabilities<M, kKeep>{rows, block, terms, factor, matrices}.rows();
+              weigh_bounded_rows<M, kKeep>(rows, block, terms, factor, matrices);
               return;
             }
           }

@@ -14,6 +14,7 @@ namespace {
 // 16 registers: 6 x 2 accumulators, 2 right operands, 1 left.
 struct Tile {
   static constexpr int rows = 6, vectors = 2;
+  static constexpr bool loops_by_kind = true;
   template <class T>
   struct Forward {
     static constexpr Index query_block = 144, key_block = 128;

@@ -19,6 +19,7 @@ struct Vec<double> : PlainVec<double, int64_t, 2> {};
 // 16 registers of 16 bytes (SSE2): 6 x 2 accumulators, 2 right operands, 1 left.
 struct Tile {
   static constexpr int rows = 6, vectors = 2;
+  static constexpr bool loops_by_kind = false;
   template <class T>
   struct Forward {
     static constexpr Index query_block = 48, key_block = 64;

@@ -14,6 +14,7 @@ namespace {
 // 32 registers: 12 x 2 accumulators, 2 right operands, 1 left, taken by its lane.
 struct Tile {
   static constexpr int rows = 12, vectors = 2;
+  static constexpr bool loops_by_kind = true;
   template <class T>
   struct Forward {
     static constexpr Index query_block = 96, key_block = 64;

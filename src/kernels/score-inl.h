@@ -1,5 +1,6 @@
-// From products to scores: the transforms are passes over a row of a score tile that sits in L1.
-// The plain case (a positive scale and nothing else) skips them.
+// From products to scores: the transforms are passes over a row of a score tile that sits in L1, or
+// most of them over a tile that is in registers. The plain case (a positive scale and nothing else)
+// skips them.
 
 // A block of scores: rows are queries first_query.., columns are keys first_key.., cols of them.
 struct ScoreBlock {
@@ -133,31 +134,43 @@ CATTN_INLINE void softcap_row(T* s, Index begin, Index end, T scale, T cap, T* s
 // s = scale s + bias, and -inf where the bias is, even if the product was NaN. Derivative by the
 // bias: 1.
 template <class T>
+CATTN_INLINE typename Vec<T>::V with_bias(typename Vec<T>::V s, typename Vec<T>::V scale,
+                                          typename Vec<T>::V bias) {
+  using X = Vec<T>;
+  const auto minus_infinity = X::set1(-T(__builtin_inff()));
+  return X::select(X::equal(bias, minus_infinity), minus_infinity, X::fma(s, scale, bias));
+}
+template <class T>
 CATTN_INLINE void bias_row(T* s, Index begin, Index end, T scale, const ScorePlane& bias, Index i,
                            Index first_key, Index key_count) {
   using X = Vec<T>;
-  const auto factor = X::set1(scale), minus_infinity = X::set1(-T(__builtin_inff()));
+  const auto factor = X::set1(scale);
   with_storage<T>(bias, [&](const auto* data) {
     const auto* const row = data + i * bias.row_stride + first_key * bias.col_stride;
     const Index stride = bias.col_stride;
     for (Index c = begin; c < end; c += X::width) {
       const auto b = load_strided<T>(row + c * stride, stride, key_count - first_key - c);
-      const auto sum = X::fma(X::load(s + c), factor, b);
-      X::store(s + c, X::select(X::equal(b, minus_infinity), minus_infinity, sum));
+      X::store(s + c, with_bias<T>(X::load(s + c), factor, b));
     }
   });
 }
 
-// s = scale s - slope |i + shift - j|. Its derivative by s is 1.
+// s = scale s - slope |i + shift - j|. Its derivative by s is 1. `ahead`: how far the first of
+// these keys lies before i + shift.
+template <class T>
+CATTN_INLINE typename Vec<T>::V with_alibi(typename Vec<T>::V s, typename Vec<T>::V scale,
+                                           typename Vec<T>::V minus_slope, Index ahead) {
+  using X = Vec<T>;
+  const auto away = X::sub(X::set1(static_cast<T>(ahead)), X::iota());
+  const auto distance = X::max(away, X::sub(X::zero(), away));
+  return X::fma(distance, minus_slope, X::mul(s, scale));
+}
 template <class T>
 CATTN_INLINE void alibi_row(T* s, Index begin, Index end, T scale, T slope, Index centre) {
   using X = Vec<T>;
-  const auto factor = X::set1(scale), down = X::set1(-slope), lanes = X::iota();
-  for (Index c = begin; c < end; c += X::width) {
-    const auto away = X::sub(X::set1(static_cast<T>(centre - c)), lanes);
-    const auto distance = X::max(away, X::sub(X::zero(), away));
-    X::store(s + c, X::fma(distance, down, X::mul(X::load(s + c), factor)));
-  }
+  const auto factor = X::set1(scale), down = X::set1(-slope);
+  for (Index c = begin; c < end; c += X::width)
+    X::store(s + c, with_alibi<T>(X::load(s + c), factor, down, centre - c));
 }
 
 // s = -inf where the mask says no.
@@ -225,6 +238,107 @@ CATTN_INLINE void transform_row(T* s, Index begin, Index end, const ScoreTerms& 
   if (!full) band_row(s, begin, end, block.band, i, block.first_key);
 }
 
+// Whether transform_tile() serves: a bias or mask whose rows lie there as they are used.
+template <class T>
+CATTN_INLINE bool transforms_tiles(const ScoreTerms& terms) {
+  constexpr Storage own = sizeof(T) == 8 ? Storage::float64 : Storage::float32;
+  const bool bias = !terms.bias.data || (terms.bias.storage == own && terms.bias.col_stride == 1);
+  return bias && terms.softcap == 0 && (!terms.mask.data || terms.mask.col_stride == 1);
+}
+
+// The same as transform_row() of a tile of products that is in registers, from row r and column c
+// of the block on, but not what the band cuts off. Of rows that do not exist it makes anything.
+// kCut: keys may end within the tile, which has one row then.
+template <bool kCut, class T, int kRows, int kVectors>
+CATTN_INLINE void transform_tile(typename Vec<T>::V (&tile)[kRows][kVectors],
+                                 const ScoreTerms& terms, const ScoreBlock& block, Index r,
+                                 Index c) {
+  using X = Vec<T>;
+  constexpr Index cols = kVectors * X::width;
+  const auto minus_infinity = X::set1(-T(__builtin_inff()));
+  const Index key = block.first_key + c;
+  const auto query = [&](int i) { return block.first_query + smaller(r + i, block.rows - 1); };
+  static_assert(!kCut || kRows == 1);
+  const auto left = [&](Index at) {
+    return kCut ? larger(smaller(block.cols - c - at, X::width), 0) : X::width;
+  };
+  const auto of_all = [&](auto f) CATTN_INLINE_LAMBDA {
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      CATTN_UNROLL
+      for (int j = 0; j < kVectors; ++j) tile[i][j] = f(tile[i][j], i, j * X::width);
+    }
+  };
+  // Where row i of a plane has its number of the tile's first column. The next tile's are fetched,
+  // which has its turn when all rows had theirs: rows are too far apart for a processor to see it.
+  const auto row_of = [&](const ScorePlane& plane, auto* data, int i)
+                          CATTN_INLINE_LAMBDA { return data + query(i) * plane.row_stride + key; };
+  const auto fetch = [&](const ScorePlane& plane, auto* data) CATTN_INLINE_LAMBDA {
+    constexpr Index line = 64 / static_cast<Index>(sizeof(*data));
+    if (plane.row_stride == 0) return;
+    CATTN_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      for (Index at = cols; at < 2 * cols; at += line)
+        __builtin_prefetch(row_of(plane, data, i) + at, 0, 2);
+    }
+  };
+  if (!folds_scale(terms)) {
+    auto scale = X::set1(static_cast<T>(terms.scale));
+    if (terms.bias.data) {
+      const T* const bias = static_cast<const T*>(terms.bias.data);
+      fetch(terms.bias, bias);
+      of_all([&](auto s, int i, Index at) CATTN_INLINE_LAMBDA {
+        const T* const p = row_of(terms.bias, bias, i) + at;
+        const auto b = kCut ? load_strided<T>(p, 1, left(at)) : X::load(p);
+        return with_bias<T>(s, scale, b);
+      });
+      scale = X::set1(T(1));
+    }
+    if (terms.alibi_slope != 0) {
+      const auto down = X::set1(static_cast<T>(-terms.alibi_slope));
+      of_all([&](auto s, int i, Index at) CATTN_INLINE_LAMBDA {
+        return with_alibi<T>(s, scale, down, query(i) + terms.alibi_shift - key - at);
+      });
+    } else if (!terms.bias.data) {
+      of_all([&](auto s, int, Index) CATTN_INLINE_LAMBDA { return X::mul(s, scale); });
+    }
+  }
+  if (terms.mask.data) {
+    const uint8_t* const mask = static_cast<const uint8_t*>(terms.mask.data);
+    fetch(terms.mask, mask);
+    of_all([&](auto s, int i, Index at) CATTN_INLINE_LAMBDA {
+      const auto seen = X::bytes_nonzero(row_of(terms.mask, mask, i) + at, left(at));
+      return X::select(seen, s, minus_infinity);
+    });
+  }
+}
+
+// Scores of a row: -inf behind so many.
+template <class T, int kVectors>
+CATTN_INLINE void end_row(typename Vec<T>::V (&row)[kVectors], Index count) {
+  using X = Vec<T>;
+  CATTN_UNROLL
+  for (int j = 0; j < kVectors; ++j) {
+    const auto exist = X::lanes_between(0, count - j * X::width);
+    row[j] = X::select(exist, row[j], X::set1(-T(__builtin_inff())));
+  }
+}
+
+// Scores of row r from column c on: -inf outside the band.
+template <class T, int kVectors>
+CATTN_INLINE void cut_row(typename Vec<T>::V (&row)[kVectors], const ScoreBlock& block, Index r,
+                          Index c) {
+  using X = Vec<T>;
+  const Index query = block.first_query + r, key = block.first_key + c;
+  const Index begin = lowest_key(block.band, query) - key;
+  const Index end = highest_key(block.band, query) - key;
+  CATTN_UNROLL
+  for (int j = 0; j < kVectors; ++j) {
+    const auto attended = X::lanes_between(begin - j * X::width, end - j * X::width);
+    row[j] = X::select(attended, row[j], X::set1(-T(__builtin_inff())));
+  }
+}
+
 // What becomes of a tile of products while it is still in registers: a functor that is called with
 // the tile, its first row and column in the block, and the columns that its rows attend.
 
@@ -237,7 +351,7 @@ struct StoreScores {
   T* maximum;
 
   template <int kRows, int kVectors>
-  CATTN_INLINE void operator()(typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
+  CATTN_INLINE void operator()(const typename Vec<T>::V (&tile)[kRows][kVectors], Index r, Index c,
                                Range columns) const {
     using X = Vec<T>;
     CATTN_UNROLL

@@ -1,6 +1,6 @@
 // From scores to weights, p = 2^(s - reference) of scores in units of log2(e), with a running
 // softmax. The reference of a row is a maximum that it has seen, rounded to an integer; it moves
-// only when a new maximum exceeds it by a factor of 2^8, so most blocks rescale nothing.
+// only when a new maximum exceeds it by far, so most blocks rescale nothing.
 //
 // Mostly not even the maxima are needed: |s| <= |q| |k|, and where that is at most kReach the
 // reference is -kReach, so that p is between 1 and 2^(2 kReach), and the exponential is taken while
@@ -17,6 +17,14 @@ template <class M>
 constexpr int kReachOf = M::rounds_weights ? kRoundedReach : kReach;
 template <class M>
 constexpr int kReferenceWithinReach = M::rounds_weights ? kRoundedReach : -kReach;
+
+// A row that has had nothing to attend so far has a reference of -inf. What it does not attend is
+// to have a weight of 0 then too, not NaN.
+template <class T>
+CATTN_INLINE T finite_reference(T reference) {
+  constexpr T lowest = sizeof(T) == 8 ? T(-__DBL_MAX__) : T(-__FLT_MAX__);
+  return reference > lowest ? reference : lowest;
+}
 
 template <class T>
 struct ForwardScratch {
@@ -115,7 +123,7 @@ class Probability {
   typename X::V factor_, reference_;
 };
 
-// That of a score within reach.
+// That of a score within reach, or of -inf.
 template <class M, class T = typename M::T>
 CATTN_INLINE typename Vec<T>::V weight_within_reach(typename Vec<T>::V score,
                                                     typename Vec<T>::V factor) {
@@ -124,7 +132,8 @@ CATTN_INLINE typename Vec<T>::V weight_within_reach(typename Vec<T>::V score,
     return M::Exponential::template of<M::weight_exponent>(
         X::fms(score, factor, X::set1(T(kReferenceWithinReach<M>))));
   } else {
-    return M::Exponential::template of<kReach>(M::scales_queries ? score : X::mul(score, factor));
+    return M::Exponential::template of_small_or_none<kReach>(
+        M::scales_queries ? score : X::mul(score, factor));
   }
 }
 
@@ -234,6 +243,18 @@ CATTN_INLINE typename Vec<T>::V row_maximum(const T* s, Index begin, Index end) 
   return m;
 }
 
+// The maxima of rows, one per lane, of which there are `count`; NaN is passed over.
+template <class T, Index kStride>
+CATTN_INLINE typename Vec<T>::V row_maxima(const T* s, Index count, Range columns) {
+  using X = Vec<T>;
+  typename X::V maxima[X::width];
+  CATTN_UNROLL
+  for (Index i = 0; i < X::width; ++i) {  // rows past the last repeat it
+    maxima[i] = row_maximum(s + smaller(i, count - 1) * kStride, columns.begin, columns.end);
+  }
+  return combine_rows<T>(maxima, [](auto a, auto b) { return X::max(a, b); });
+}
+
 // Multiplies what a row has summed so far.
 template <class T>
 CATTN_INLINE void rescale_row(const ForwardScratch<T>& scratch, Index r, typename Vec<T>::V factor,
@@ -260,6 +281,18 @@ CATTN_INLINE void rescale_row(const ForwardScratch<T>& scratch, Index r, typenam
   }
 }
 
+// Calls f(power) with powers whose product is 2^exponent, for exponent <= 0: what has been summed
+// may be so large that the product is a number, though 2^exponent is none.
+template <class T, class F>
+CATTN_INLINE void for_powers(T exponent, F f) {
+  if (exponent < T(-100)) {
+    const T half = exponent < T(-4000) ? T(-2000) : static_cast<T>(static_cast<int>(exponent) / 2);
+    f(exp2<T>(Vec<T>::set1(half)));
+    exponent -= half;
+  }
+  f(exp2<T>(Vec<T>::set1(exponent)));
+}
+
 // Moves the reference of a row.
 template <class T>
 CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T reference,
@@ -267,7 +300,7 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T re
   const T old = scratch.reference[r];
   scratch.reference[r] = reference;
   if (old == -T(__builtin_inff())) return;  // nothing summed yet
-  rescale_row(scratch, r, exp2<T>(Vec<T>::set1(old - reference)), value_dim);
+  for_powers(old - reference, [&](auto power) { rescale_row(scratch, r, power, value_dim); });
 }
 
 // Makes the references of all rows fit a block with these lane-wise maxima. `width` rows at a time:
@@ -327,18 +360,6 @@ CATTN_INLINE void for_rows_of_block(const ScoreBlock& block, F f) {
       f(row, begin, end);
     }
   });
-}
-
-// Probabilities of a row that has had nothing to attend so far: its scores are all -inf or NaN.
-template <class T, bool kMark>
-void exponentiate_empty_row(T* s, Index begin, Index end, T* sum) {
-  for (Index j = begin; j < end; ++j) {
-    if (s[j] != s[j]) {
-      sum[0] = s[j];
-    } else {
-      s[j] = kMark ? kMasked<T> : T(0);
-    }
-  }
 }
 
 // Adds the rounded probabilities of a row to its sum of weights. What stands in [begin, end) is
@@ -427,13 +448,8 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
       X::store(reached + first, X::set1(T(kReferenceWithinReach<M>)));
       continue;
     }
-    typename X::V maxima[X::width];
-    CATTN_UNROLL
-    for (Index i = 0; i < X::width; ++i) {  // rows past the last repeat it
-      const T* const s = scratch.score + smaller(first + i, rows - 1) * stride;
-      maxima[i] = row_maximum(s, columns.begin, columns.end);
-    }
-    const auto maximum = combine_rows<T>(maxima, [](auto a, auto b) { return X::max(a, b); });
+    const auto maximum =
+        row_maxima<T, stride>(scratch.score + first * stride, rows - first, columns);
     X::store(reached + first, X::max(X::mul(maximum, by), X::load(scratch.reference + first)));
   }
   if constexpr (!kSum && M::rounds_at_once) {
@@ -537,34 +553,28 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
     // The exact sum serves for the lse only.
     const bool same = M::rounds_weights && scratch.sum == scratch.weight_sum;
     T* const sum = same ? nullptr : scratch.sum + row * X::width;
-    T reference = scratch.reference[row];
-    const bool empty = reference == -T(__builtin_inff());
+    T reference = finite_reference(scratch.reference[row]);
     T by = factor;
-    if (M::rounds_weights && !fuses(reference, factor) && !empty) {
+    if (M::rounds_weights && !fuses(reference, factor)) {
       scale_row(s, begin, end, factor);
       shift_row(s, begin, end, -reference);  // a pass of its own: no compiler may fuse the two
       by = 1;
       reference = 0;
     }
     const Probability<M> probability(by, reference);
-    if (empty) exponentiate_empty_row<T, kMark>(s, begin, end, sum ? sum : weight_sum);
     if constexpr (kKeep) {
       const auto keep = [&](Index c, auto& p) { matrices->keeper(row, c)(0, p); };
       const Range panels{begin, end};
       if constexpr (M::rounds_at_once) {
-        if (!sum && !empty) {
+        if (!sum) {
           const RoundRow<M, Scores::any> round_row(by);
           round_row(s, panels, round_row.place_of_zero(reference), matrices->keeper(row, begin));
           return;
         }
       }
-      if (empty) {
-        exponentiate_panels<M>(s, panels, sum, weight_sum, [](auto p) { return p; }, keep);
-      } else {
-        exponentiate_panels<M>(s, panels, sum, weight_sum, probability, keep);
-      }
+      exponentiate_panels<M>(s, panels, sum, weight_sum, probability, keep);
     } else {
-      if (!empty) exponentiate_row<T, kMark>(s, begin, end, sum, probability);
+      exponentiate_row<T, kMark>(s, begin, end, sum, probability);
       if constexpr (M::rounds_weights) sum_rounded_row<M>(s, begin, end, weight_sum);
     }
   });

@@ -102,11 +102,8 @@ struct Vec<float> {
   }
 
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
-    const int b = begin < 0 ? 0 : begin > width ? width : static_cast<int>(begin);
-    const int e = end < 0 ? 0 : end > width ? width : static_cast<int>(end);
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_and_si256(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(b - 1)),
-                            _mm256_cmpgt_epi32(_mm256_set1_epi32(e), lane));
+    const auto up_to = [](Index n) { return first(n < 0 ? 0 : n > width ? width : n); };
+    return _mm256_andnot_si256(up_to(begin), up_to(end));
   }
   CATTN_INLINE static Mask bytes_nonzero(const uint8_t* p, Index n) {
     uint64_t raw = 0;

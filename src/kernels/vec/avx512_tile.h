@@ -6,6 +6,7 @@
 template <Index kForwardQueries, Index kBackwardKeys>
 struct VectorTile {
   static constexpr int rows = 12, vectors = 2;
+  static constexpr bool loops_by_kind = true;
   template <class T>
   struct Forward {
     static constexpr Index query_block = kForwardQueries, key_block = 128;
