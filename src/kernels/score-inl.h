@@ -163,7 +163,8 @@ CATTN_INLINE typename Vec<T>::V with_alibi(typename Vec<T>::V s, typename Vec<T>
   using X = Vec<T>;
   const auto away = X::sub(X::set1(static_cast<T>(ahead)), X::iota());
   const auto distance = X::max(away, X::sub(X::zero(), away));
-  return X::fma(distance, minus_slope, X::mul(s, scale));
+  // Not mul(): a compiler that fuses might take either product for it, here this and there that.
+  return X::fma(distance, minus_slope, X::fma(s, scale, X::zero()));
 }
 template <class T>
 CATTN_INLINE void alibi_row(T* s, Index begin, Index end, T scale, T slope, Index centre) {
