@@ -356,7 +356,7 @@ struct WeighTiles {
       if constexpr (kTransforms) transform_tile<false, T>(tile, terms, block, r, c);
       if (!kTransforms && kEdges && end < c + kPanel<T>) {
         CATTN_UNROLL
-        for (int i = 0; i < kRows; ++i) end_row<T>(tile[i], end - c);
+        for (int i = 0; i < kRows; ++i) cut_row<T>(tile[i], {0, end - c});
       }
       constexpr bool plain = !kTransforms && !kEdges;
       return weigh<plain>(tile, r, c, columns);

@@ -314,30 +314,24 @@ CATTN_INLINE void transform_tile(typename Vec<T>::V (&tile)[kRows][kVectors],
   }
 }
 
-// Scores of a row: -inf behind so many.
+// Scores of a row: -inf outside some of its columns.
 template <class T, int kVectors>
-CATTN_INLINE void end_row(typename Vec<T>::V (&row)[kVectors], Index count) {
+CATTN_INLINE void cut_row(typename Vec<T>::V (&row)[kVectors], Range columns) {
   using X = Vec<T>;
   CATTN_UNROLL
   for (int j = 0; j < kVectors; ++j) {
-    const auto exist = X::lanes_between(0, count - j * X::width);
-    row[j] = X::select(exist, row[j], X::set1(-T(__builtin_inff())));
+    const Index at = j * X::width;
+    const auto kept = X::lanes_between(columns.begin - at, columns.end - at);
+    row[j] = X::select(kept, row[j], X::set1(-T(__builtin_inff())));
   }
 }
 
-// Scores of row r from column c on: -inf outside the band.
+// The same outside the band, from row r and column c of the block on.
 template <class T, int kVectors>
 CATTN_INLINE void cut_row(typename Vec<T>::V (&row)[kVectors], const ScoreBlock& block, Index r,
                           Index c) {
-  using X = Vec<T>;
   const Index query = block.first_query + r, key = block.first_key + c;
-  const Index begin = lowest_key(block.band, query) - key;
-  const Index end = highest_key(block.band, query) - key;
-  CATTN_UNROLL
-  for (int j = 0; j < kVectors; ++j) {
-    const auto attended = X::lanes_between(begin - j * X::width, end - j * X::width);
-    row[j] = X::select(attended, row[j], X::set1(-T(__builtin_inff())));
-  }
+  cut_row<T>(row, {lowest_key(block.band, query) - key, highest_key(block.band, query) - key});
 }
 
 // What becomes of a tile of products while it is still in registers: a functor that is called with
