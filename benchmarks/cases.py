@@ -29,6 +29,10 @@ class Case:
     batch: int = 1
     queries: int | None = None
     """Of each head; None is as many as `length`."""
+    mask: bool = False
+    """A bool mask of queries and keys, one for all heads, that lets most pairs through."""
+    bias: bool = False
+    """Numbers to add to the scores, some for each head."""
     dtype: str = "float32"
     precision: str = "highest"
     """Of float32 products; peers have only the highest."""
@@ -50,6 +54,10 @@ class Case:
         words += [*few, f"L{self.length}", f"D{self.head_dim}"]
         if self.causal:
             words.append("causal")
+        if self.mask:
+            words.append("mask")
+        if self.bias:
+            words.append("bias")
         if self.dtype != "float32":
             words.append(self.dtype)
         if self.precision != "highest":
@@ -110,6 +118,13 @@ DECODE = [
     Case("forward", 4, 128, 32, batch=16, queries=1),
 ]
 
+#: Scores that are not products alone, as of sequences of different lengths or of relative places.
+MASKED = [
+    Case(direction, 8, 2048, 64, mask=mask, bias=not mask)
+    for direction in ("forward", "backward")
+    for mask in (True, False)
+]
+
 #: The time per score should not depend on the length.
 LENGTHS = [Case("forward", 2, 1024 * 2**i, 64) for i in range(7)]
 
@@ -152,6 +167,7 @@ CASES: list[Case] = [
     *MAIN,
     *SMALL,
     *DECODE,
+    *MASKED,
     *LENGTHS,
     *HEAD_SIZES,
     *OTHERS,

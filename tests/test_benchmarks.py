@@ -260,6 +260,21 @@ def test_cases_in_turn(tmp_path):
     assert 0 < timings[0]["median"] < timings[1]["median"] < 1
 
 
+@pytest.mark.parametrize("given", [{"mask": True}, {"bias": True}, {"mask": True, "bias": True}])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_peers_mask_and_add_as_we_do(tmp_path, given, direction):
+    cases, results = tmp_path / "cases", tmp_path / "results"
+    fields = {"direction": direction, "heads": 4, "kv_heads": 2, "length": 48, "head_dim": 16}
+    lines = [{**fields, **given, "queries": 40, "threads": 1, "isa": "generic"}]
+    lines.append({**lines[0], "causal": True})
+    cases.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--peers", "numpy", "--seconds", 0.01]
+    assert_ran(benchmark("measure.py", cases, results, *options))
+    for line in results.read_text().splitlines():
+        timings = json.loads(line)["timings"]
+        assert timings["numpy"]["difference"] < 1e-5
+
+
 def test_no_case_fits():
     process = benchmark("run.py", "--quick", "--only", "no such case")
     assert process.returncode == 2

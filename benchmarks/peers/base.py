@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,10 @@ class Inputs:
     k: Array
     v: Array
     dout: Array
+    mask: Array | None = None
+    """Of (Lq, L), true where a query attends a key; None is everywhere."""
+    bias: Array | None = None
+    """Of (H, Lq, L), added to the scores."""
 
     @staticmethod
     def random(case: Case) -> Inputs:
@@ -54,7 +58,15 @@ class Inputs:
 
         of_queries = case.heads, case.query_length
         of_keys = case.kv_heads or case.heads, case.length
-        return Inputs(array(*of_queries), array(*of_keys), array(*of_keys), array(*of_queries))
+        plane = case.query_length, case.length
+        return Inputs(
+            array(*of_queries),
+            array(*of_keys),
+            array(*of_keys),
+            array(*of_queries),
+            rng.random(plane, dtype=np.float32) < 0.75 if case.mask else None,
+            rng.standard_normal((case.heads, *plane), dtype=np.float32) if case.bias else None,
+        )
 
     def expanded(self) -> Inputs:
         """Keys and values repeated for each query head, for a peer without grouped heads."""
@@ -62,7 +74,14 @@ class Inputs:
         if group == 1:
             return self
         k, v = (np.repeat(array, group, axis=1) for array in (self.k, self.v))
-        return Inputs(self.q, k, v, self.dout)
+        return replace(self, k=k, v=v)
+
+    def added(self) -> Array | None:
+        """Bias, or mask as one, of (H or 1, Lq, L), for a peer that takes nothing else."""
+        if self.mask is None:
+            return self.bias
+        lowest = np.where(self.mask, 0, -np.inf)[None].astype(np.float32)
+        return lowest if self.bias is None else self.bias + lowest
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from peers.base import Array, Inputs, Task
 def prepare(case: Case, inputs: Inputs) -> Task:
     """`cattn.attention`, or `cattn.attention_backward` from a saved output and log-sum-exp."""
     q, k, v, dout = inputs.q, inputs.k, inputs.v, inputs.dout
-    options: dict[str, Any] = {"causal": case.causal}
+    options: dict[str, Any] = {"causal": case.causal, "mask": inputs.mask, "bias": inputs.bias}
     if case.precision != "highest":
         options["precision"] = case.precision
     if case.direction == "forward":

@@ -17,16 +17,27 @@ def prepare(case: Case, inputs: Inputs) -> Task:
         jax.numpy.asarray(_swapped(x)) for x in (inputs.q, inputs.k, inputs.v, inputs.dout)
     )
 
-    def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=case.causal)
+    mask, bias = (
+        None if x is None else jax.numpy.asarray(x.reshape(1, -1, *x.shape[-2:]))
+        for x in (inputs.mask, inputs.bias)
+    )
+
+    def attention(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        bias: jax.Array | None,
+        mask: jax.Array | None,
+    ) -> jax.Array:
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=case.causal)
 
     if case.direction == "forward":
         compiled = jax.jit(attention)
         return Task(
-            lambda: compiled(q, k, v).block_until_ready(),
+            lambda: compiled(q, k, v, bias, mask).block_until_ready(),
             lambda out: (_swapped(out),),
         )
-    _, pullback = jax.vjp(attention, q, k, v)
+    _, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, bias, mask), q, k, v)
     pull = jax.jit(lambda pullback, dout: pullback(dout))
     return Task(
         lambda: jax.block_until_ready(pull(pullback, dout)),

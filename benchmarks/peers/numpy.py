@@ -22,10 +22,13 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     q, k, v, dout = map(grouped, (inputs.q, inputs.k, inputs.v, inputs.dout))
     scale = q.dtype.type(case.head_dim**-0.5)
     shape = inputs.q.shape
-    bias = None
+    bias = inputs.added()
+    if bias is not None and bias.shape[0] > 1:
+        bias = bias.reshape(kv_heads, -1, *bias.shape[-2:])
     if case.causal:
         scores = np.full((case.query_length, case.length), -np.inf, dtype=q.dtype)
-        bias = np.triu(scores, k=1 + case.length - case.query_length)
+        future = np.triu(scores, k=1 + case.length - case.query_length)
+        bias = future if bias is None else bias + future
 
     if case.direction == "forward":
         return Task(

@@ -23,6 +23,8 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     """MultiHeadAttention if dense, GroupQueryAttention, always causal, if causal."""
     require_forward(case)
     require_float32(case)
+    if case.causal and (case.mask or case.bias):
+        raise Unsupported("masks and biases are not measured with causality")
     if held_to() in ("generic", "avx2"):
         raise Unsupported("cannot be held to an instruction set")
     if case.causal:
@@ -51,15 +53,15 @@ def _tokens_first(x: Array) -> Array:
 
 def _dense(case: Case, inputs: Inputs) -> tuple[onnxruntime.InferenceSession, dict[str, Array]]:
     inputs = inputs.expanded()
-    node = helper.make_node(
-        "MultiHeadAttention",
-        ["q", "k", "v"],
-        ["out"],
-        domain="com.microsoft",
-        num_heads=case.heads,
-    )
     feeds = {"q": inputs.q, "k": inputs.k, "v": inputs.v}
     feeds = {name: _tokens_first(array) for name, array in feeds.items()}
+    names, added = ["q", "k", "v"], inputs.added()
+    if added is not None:
+        names += ["", "", "added"]  # behind a bias of projections and a mask of keys
+        feeds["added"] = added[None]
+    node = helper.make_node(
+        "MultiHeadAttention", names, ["out"], domain="com.microsoft", num_heads=case.heads
+    )
     return _session(case, node, feeds), feeds
 
 

@@ -14,7 +14,8 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     require_forward(case)
     require_float32(case)
     inputs = inputs.expanded()
-    arrays = (inputs.q, inputs.k, inputs.v)
+    added = inputs.added()
+    arrays = [inputs.q, inputs.k, inputs.v, *([] if added is None else [added[None]])]
     parameters = [opset13.parameter(list(x.shape), x.dtype.type) for x in arrays]
     attention = opset13.scaled_dot_product_attention(*parameters, causal=case.causal)
     compiled = openvino.Core().compile_model(

@@ -15,9 +15,11 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     torch.set_num_threads(case.threads or 1)
     q, k, v, dout = (_tensor(x) for x in (inputs.q, inputs.k, inputs.v, inputs.dout))
     grouped = q.shape[1] != k.shape[1]
+    given = inputs.mask if inputs.bias is None else inputs.added()
+    mask = None if given is None else torch.from_numpy(given)
 
     def forward() -> torch.Tensor:
-        return scaled_dot_product_attention(q, k, v, is_causal=case.causal, enable_gqa=grouped)
+        return scaled_dot_product_attention(q, k, v, mask, is_causal=case.causal, enable_gqa=grouped)
 
     if case.direction == "forward":
         return Task(forward, lambda out: (_array(out),), torch.inference_mode)
