@@ -109,13 +109,16 @@ SMALL = [
 ]
 
 #: One query of each head against what came before it, as for every word of a text that is written:
-#: keys and values pass by once, so memory counts more than arithmetic.
+#: keys and values pass by once, so memory counts more than arithmetic. Or some, as where words are
+#: guessed ahead.
 DECODE = [
     Case("forward", 8, 512, 64, queries=1, quick=True),
     Case("forward", 8, 4096, 64, queries=1),
     Case("forward", 32, 2048, 128, kv_heads=8, queries=1),
     Case("forward", 1, 65536, 64, queries=1),
     Case("forward", 4, 128, 32, batch=16, queries=1),
+    Case("forward", 8, 4096, 64, queries=16),
+    Case("forward", 1, 16384, 64, queries=32),
 ]
 
 #: Scores that are not products alone, as of sequences of different lengths or of relative places.

@@ -19,7 +19,9 @@ def prepare(case: Case, inputs: Inputs) -> Task:
     mask = None if given is None else torch.from_numpy(given)
 
     def forward() -> torch.Tensor:
-        return scaled_dot_product_attention(q, k, v, mask, is_causal=case.causal, enable_gqa=grouped)
+        return scaled_dot_product_attention(
+            q, k, v, mask, is_causal=case.causal, enable_gqa=grouped
+        )
 
     if case.direction == "forward":
         return Task(forward, lambda out: (_array(out),), torch.inference_mode)

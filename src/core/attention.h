@@ -1,5 +1,6 @@
 // The loop nests.
 #pragma once
+#include "core/plan.h"
 #include "core/problem.h"
 
 namespace cattn {
@@ -14,6 +15,6 @@ void attention_jvp(const Problem& problem, const Kernels& kernels);
 void attention_backward(const Problem& problem, const Kernels& kernels);
 
 // The forward's batch entries with few queries, by multiply-adds.
-void attention_decode(const Problem& problem, const KernelSet& kernels);
+void attention_decode(const Problem& problem, const KernelSet& kernels, Entries few);
 
 }  // namespace cattn

@@ -5,6 +5,7 @@
 
 #include "core/attention.h"
 #include "core/error.h"
+#include "core/key_packer.h"
 #include "core/mask_blocks.h"
 #include "core/parallel.h"
 #include "core/plan.h"
@@ -33,25 +34,16 @@ struct Place {
   Index block, flags;
 };
 
-// The packed keys and values of one (batch, kv head) pair.
-struct PackedPair {
-  char* keys;
-  char* values;
-  uint8_t* value_flags;
-};
-
 class Forward {
  public:
-  Forward(const Problem& problem, const KernelSet& kernels, bool tangents)
+  Forward(const Problem& problem, const KernelSet& kernels, Entries wanted, bool tangents)
       : p_(problem),
         k_(kernels),
+        packer_(problem, kernels),
         tangents_(tangents),
-        wanted_(tangents ? Entries::all : Entries::many_queries),
+        wanted_(wanted),
         threads_(threads_for(p_, flops(), call_)),
-        tiling_{query_block_of(p_, kernels.forward_tiling.query_block),
-                kernels.forward_tiling.key_block},
-        key_bytes_(k_.packed_bytes(Operand::key, tiling_, p_.head_dim)),
-        value_bytes_(k_.packed_bytes(Operand::value, tiling_, p_.value_dim)) {
+        tiling_{query_block_of(p_, kernels.forward_tiling.query_block), packer_.key_block()} {
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
       Entry e{b, p_.sequence(b), p_.band(b), {}, 0, packed_blocks_, items_};
@@ -150,8 +142,8 @@ class Forward {
       return layout_.add(checked_multiply(count, bytes));
     };
     for (int set = 0; set < (tangents_ ? 2 : 1); ++set) {
-      keys_at_[set] = part(end.block, key_bytes_);
-      values_at_[set] = part(end.block, value_bytes_);
+      keys_at_[set] = part(end.block, packer_.key_bytes());
+      values_at_[set] = part(end.block, packer_.value_bytes());
       flags_at_[set] = part(end.flags, 1);
     }
     scratch_bytes_ = aligned(tangents_ ? k_.jvp_scratch_bytes(p_.head_dim, p_.value_dim)
@@ -170,8 +162,8 @@ class Forward {
 
   // Set 1 holds the tangents.
   PackedPair packed(Place where, int set) const {
-    return {data_ + keys_at_[set] + where.block * key_bytes_,
-            data_ + values_at_[set] + where.block * value_bytes_,
+    return {data_ + keys_at_[set] + where.block * packer_.key_bytes(),
+            data_ + values_at_[set] + where.block * packer_.value_bytes(),
             reinterpret_cast<uint8_t*>(data_ + flags_at_[set] + where.flags)};
   }
 
@@ -185,20 +177,9 @@ class Forward {
 
   // Keys or values of a block, and their tangents.
   void pack(const Entry& e, Index h, Index index, Operand operand, Place where) const {
-    const Index first_key = (e.blocks.first + index) * tiling_.key_block;
-    const Index rows = std::min(tiling_.key_block, e.sequence.keys - first_key);
-    const Index row = e.sequence.first_key + first_key;
     const auto pack_set = [&](const View& k, const View& v, int set) {
-      const PackedPair to = packed(where, set);
-      if (operand == Operand::key) {
-        k_.pack({operand, p_.rows(k, e.batch, h, row), rows, p_.head_dim,
-                 to.keys + index * key_bytes_, e.blocks.count},
-                tiling_);
-      } else {
-        to.value_flags[index] = k_.pack({operand, p_.rows(v, e.batch, h, row), rows, p_.value_dim,
-                                         to.values + index * value_bytes_},
-                                        tiling_);
-      }
+      const View& view = operand == Operand::key ? k : v;
+      packer_.pack(operand, view, e.batch, h, e.blocks, index, packed(where, set));
     };
     pack_set(p_.k, p_.v, 0);
     if (tangents_) pack_set(p_.k_tangent, p_.v_tangent, 1);
@@ -228,6 +209,7 @@ class Forward {
     task.values = keys.values;
     task.value_flags = keys.value_flags;
     task.first_block = e.blocks.first;
+    task.end_block = e.blocks.first + e.blocks.count;
     task.mask_kinds = mask_blocks_->of(b, h, block);
     task.out = p_.writable_rows(p_.out, b, h, row);
     if (p_.lse) {
@@ -256,12 +238,12 @@ class Forward {
 
   const Problem& p_;
   const KernelSet& k_;
+  const KeyPacker packer_;
   const bool tangents_;
   const Entries wanted_;
   Call call_;
   const int32_t threads_;
   const Tiling tiling_;
-  const Index key_bytes_, value_bytes_;
   std::vector<Entry> entries_;
   Index packed_blocks_ = 0, items_ = 0;
   Index most_blocks_ = 0;  // key blocks of the entry that needs the most
@@ -277,19 +259,23 @@ class Forward {
 
 void attention_forward(const Problem& problem, const Kernels& kernels) {
   if (problem.batch == 0 || problem.heads_q == 0 || problem.queries == 0) return;
+  const bool multiplies_adds = kernels.best.forward == kernels.multiply_adds.forward;
+  const Index packed_queries = multiplies_adds ? kernels.best.forward_tiling.query_block : 0;
+  const Entries few{Entries::few_queries, packed_queries};
+  const Entries many{Entries::many_queries, packed_queries};
   const auto has_some = [&](Entries entries) {
-    for (Index b = 0; b < (problem.packed ? problem.batch : 1); ++b) {
+    for (Index b = 0; b < (problem.packed || problem.kv_lengths ? problem.batch : 1); ++b) {
       if (are_among(entries, problem, problem.sequence(b))) return true;
     }
     return false;
   };
-  if (has_some(Entries::few_queries)) attention_decode(problem, kernels.multiply_adds);
-  if (has_some(Entries::many_queries)) Forward(problem, kernels.best, false).run();
+  if (has_some(few)) attention_decode(problem, kernels.multiply_adds, few);
+  if (has_some(many)) Forward(problem, kernels.best, many, false).run();
 }
 
 void attention_jvp(const Problem& problem, const Kernels& kernels) {
   if (problem.batch == 0 || problem.heads_q == 0 || problem.queries == 0) return;
-  Forward(problem, kernels.multiply_adds, true).run();
+  Forward(problem, kernels.multiply_adds, {}, true).run();
 }
 
 }  // namespace cattn

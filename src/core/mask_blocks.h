@@ -10,8 +10,7 @@ namespace cattn {
 class MaskBlocks {
  public:
   // Of those entries. Nothing is read where the problem has no mask.
-  MaskBlocks(const Problem& problem, const Tiling& tiling, int32_t threads,
-             Entries entries = Entries::all);
+  MaskBlocks(const Problem& problem, const Tiling& tiling, int32_t threads, Entries entries = {});
 
   // The kinds of a query block's key blocks, by the number of the key block; null without a mask.
   const MaskKind* of(Index batch, Index head, Index query_block) const;

@@ -21,13 +21,22 @@ BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index 
   return {first, ceil_div(end, key_block) - first};
 }
 
-bool are_among(Entries entries, const Problem& problem, const Sequence& sequence) {
+bool reads_in_place(const Problem& problem, const Sequence& sequence) {
   constexpr Index few = 2, few_of_group = 6;
   static_assert(few <= kMostDecodeRows && few_of_group <= kMostDecodeRows);
-  if (entries == Entries::all) return true;
+  return sequence.queries <= few || sequence.queries * problem.group <= few_of_group;
+}
+
+bool are_among(Entries entries, const Problem& problem, const Sequence& sequence) {
+  constexpr Index few_of_group = 128, many_keys = 512, keys_of_query = 16;
+  if (entries.which == Entries::all) return true;
   if (sequence.queries == 0) return false;
-  const bool has_few = sequence.queries <= few || sequence.queries * problem.group <= few_of_group;
-  return has_few == (entries == Entries::few_queries);
+  const bool packs_parts =
+      sequence.queries <= entries.packed_queries &&
+      sequence.queries * problem.group <= few_of_group &&
+      sequence.keys >= std::max<Index>(many_keys, keys_of_query * sequence.queries);
+  const bool has_few = packs_parts || reads_in_place(problem, sequence);
+  return has_few == (entries.which == Entries::few_queries);
 }
 
 double estimated_scores(const Problem& problem, Entries entries) {

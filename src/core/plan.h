@@ -17,13 +17,20 @@ struct BlockRange {
 };
 BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index key_block);
 
-// Batch entries by their queries, which are few where to pack keys and values would take longer
-// than it saves: attention_decode() is for these.
-enum class Entries { all, few_queries, many_queries };
+// Batch entries by their queries. These are few, and attention_decode() is for them, where to pack
+// keys and values would take longer than it saves; or where they are far fewer than the keys, which
+// are then packed in parts. `packed_queries`: of a head, as many as that can be done for.
+struct Entries {
+  enum Which : uint8_t { all, few_queries, many_queries };
+  Which which = all;
+  Index packed_queries = 0;
+};
 bool are_among(Entries entries, const Problem& problem, const Sequence& sequence);
+// Whether to pack would take longer than it saves.
+bool reads_in_place(const Problem& problem, const Sequence& sequence);
 
 // Scores that the bands let through, estimated: over some batch entries and all query heads.
-double estimated_scores(const Problem& problem, Entries entries = Entries::all);
+double estimated_scores(const Problem& problem, Entries entries = {});
 
 // Threads that `flops` of work are worth.
 int32_t threads_for(const Problem& problem, double flops, Call& call);

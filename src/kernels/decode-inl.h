@@ -111,13 +111,6 @@ template <class T, class S>
   return X::sum_lanes(total) < T(__builtin_inff());
 }
 
-// Where column `col` of a row's outputs is, from the row's own place in the first panel on.
-template <class T>
-CATTN_INLINE Index place_in_panels(Index col) {
-  constexpr Index panel = kPanel<T>;
-  return col / panel * Tile::template Forward<T>::query_block * panel + col % panel;
-}
-
 // out += weights * `keys` of the values, for kVectors vectors from column `col` on; if that is one,
 // it may have less than `width` columns. The sum begins anew and is added once, as everywhere.
 template <int kVectors, class T, class S>
@@ -239,34 +232,6 @@ template <class M, class T = typename M::T>
     softmax_rows<M, false>(scratch, block, terms, factor, false, value_dim);
   }
   if (terms.dropout.on) drop_rows<M>(scratch.score, block, terms.dropout);
-}
-
-// What the rows have come to, for merge(): kPartNumbers numbers of each, and its output, undivided.
-template <class T>
-CATTN_INLINE T* part_of_row(char* part, Index row, Index value_dim) {
-  return reinterpret_cast<T*>(part) + row * (kPartNumbers + round_up(value_dim, kPartStep));
-}
-
-// Calls f(at, vector) for the vectors of a row of the outputs: `at` is its first column.
-template <class T, class F>
-CATTN_INLINE void for_vectors_of_out(T* out, Index row, Index value_dim, F f) {
-  static_assert(kPartStep % Vec<T>::width == 0);
-  for (Index c = 0; c < value_dim; c += Vec<T>::width)
-    f(c, out + row * kPanel<T> + place_in_panels<T>(c));
-}
-
-template <class T>
-[[gnu::noinline]] void store_part(const ForwardTask& t, const ForwardScratch<T>& scratch,
-                                  char* part) {
-  using X = Vec<T>;
-  for (Index r = 0; r < t.rows; ++r) {
-    T* const row = part_of_row<T>(part, r, t.value_dim);
-    row[0] = scratch.reference[r];
-    row[1] = X::sum_lanes(X::load(scratch.sum + r * X::width));
-    for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, const T* from) {
-      X::store(row + kPartNumbers + c, X::load(from));
-    });
-  }
 }
 
 // What the parts of all rows come to.

@@ -147,6 +147,41 @@ template <class T, class S>
   });
 }
 
+// Where column `col` of a row's outputs is, from the row's own place in the first panel on.
+template <class T>
+CATTN_INLINE Index place_in_panels(Index col) {
+  constexpr Index panel = kPanel<T>;
+  return col / panel * Tile::template Forward<T>::query_block * panel + col % panel;
+}
+
+// What the rows have come to, for merge(): kPartNumbers numbers of each, and its output, undivided.
+template <class T>
+CATTN_INLINE T* part_of_row(char* part, Index row, Index value_dim) {
+  return reinterpret_cast<T*>(part) + row * (kPartNumbers + round_up(value_dim, kPartStep));
+}
+
+// Calls f(at, vector) for the vectors of a row of the outputs: `at` is its first column.
+template <class T, class F>
+CATTN_INLINE void for_vectors_of_out(T* out, Index row, Index value_dim, F f) {
+  static_assert(kPartStep % Vec<T>::width == 0);
+  for (Index c = 0; c < value_dim; c += Vec<T>::width)
+    f(c, out + row * kPanel<T> + place_in_panels<T>(c));
+}
+
+template <class T>
+[[gnu::noinline]] void store_part(const ForwardTask& t, const ForwardScratch<T>& scratch,
+                                  char* part) {
+  using X = Vec<T>;
+  for (Index r = 0; r < t.rows; ++r) {
+    T* const row = part_of_row<T>(part, r, t.value_dim);
+    row[0] = scratch.reference[r];
+    row[1] = X::sum_lanes(X::load(scratch.sum + r * X::width));
+    for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, const T* from) {
+      X::store(row + kPartNumbers + c, X::load(from));
+    });
+  }
+}
+
 template <class T>
 CATTN_INLINE ScoreBlock score_block(const ForwardTask& t, Index key_block, Index b) {
   const Index first_key = b * key_block;
@@ -176,12 +211,13 @@ CATTN_INLINE void prepare_rows(Index rows, const ForwardScratch<T>& scratch) {
   fill(scratch.maximum + rows * width, (vector_rows - rows) * width, -T(__builtin_inff()));
 }
 
-// The key blocks that a task attends.
+// The key blocks that a task attends, of those that it has.
 template <class T>
 CATTN_INLINE Range attended_blocks(const ForwardTask& t) {
   constexpr Index key_block = Tile::Forward<T>::key_block;
   const Index end = highest_key(t.band, t.first_query + t.rows - 1);
-  return {lowest_key(t.band, t.first_query) / key_block, (end + key_block - 1) / key_block};
+  return {larger(lowest_key(t.band, t.first_query) / key_block, t.first_block),
+          smaller((end + key_block - 1) / key_block, t.end_block)};
 }
 
 // Whether the values of all blocks that a task attends have these flags.
@@ -663,11 +699,17 @@ void forward(const ForwardTask& t) {
   prepare_rows<M>(t.rows, scratch);
   using T = typename M::T;
   T* out = nullptr;
-  if constexpr (kFinishesRows<M> && __is_same(S, T)) out = static_cast<T*>(t.out.data);
+  if constexpr (kFinishesRows<M> && __is_same(S, T)) {
+    if (!t.part) out = static_cast<T*>(t.out.data);
+  }
   const bool is_done =
       attend<M>(t, scratch, M::Forward::template pack_queries<S>(t, scratch.query, scratch.end),
                 ForwardAhead::of<S>(t), out);
-  if (!is_done) finish_rows<T, S>(t, scratch);
+  if (is_done) return;
+  if constexpr (!M::rounds_weights) {
+    if (t.part) return store_part(t, scratch, t.part);
+  }
+  finish_rows<T, S>(t, scratch);
 }
 
 // The probabilities of a block's products, from the lse: weights = e^(s - lse).

@@ -272,6 +272,7 @@ CATTN_INLINE void transform_tile(typename Vec<T>::V (&tile)[kRows][kVectors],
   };
   // Where row i of a plane has its number of the tile's first column. The next tile's are fetched,
   // which has its turn when all rows had theirs: rows are too far apart for a processor to see it.
+  // Those at the end of a line: rows that begin anywhere have reached into its first line already.
   const auto row_of = [&](const ScorePlane& plane, auto* data, int i)
                           CATTN_INLINE_LAMBDA { return data + query(i) * plane.row_stride + key; };
   const auto fetch = [&](const ScorePlane& plane, auto* data) CATTN_INLINE_LAMBDA {
@@ -279,7 +280,7 @@ CATTN_INLINE void transform_tile(typename Vec<T>::V (&tile)[kRows][kVectors],
     if (plane.row_stride == 0) return;
     CATTN_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      for (Index at = cols; at < 2 * cols; at += line)
+      for (Index at = 2 * cols - 1; at >= cols; at -= line)
         __builtin_prefetch(row_of(plane, data, i) + at, 0, 2);
     }
   };

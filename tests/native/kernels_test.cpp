@@ -85,8 +85,10 @@ class Head {
     Bounds limits = bounds(problem, expected, values(dout_), {}, precision_);
     add_last_rounding(limits.out, expected.out, precision_);
     add_last_rounding(limits.weights, expected.weights, precision_);
-    for (const Index parts : {1, 2, 3})
+    for (const Index parts : {1, 2, 3}) {
       decode(parts, {{&q_, &expected_, &bounds_}, {&q, &expected, &limits}});
+      forward_in_parts(parts);
+    }
   }
 
  private:
@@ -149,46 +151,108 @@ class Head {
 
   static Index blocks(Index n, Index block) { return (n + block - 1) / block; }
 
+  // Keys and values of some blocks, packed for the forward.
+  class Packed {
+   public:
+    Packed(const Head& head, Index first_block, Index count)
+        : first_block_(first_block),
+          end_block_(first_block + count),
+          keys_(count, bytes(head, Operand::key, head.c_.head_dim), head.turn_),
+          values_(count, bytes(head, Operand::value, head.c_.value_dim), head.turn_),
+          flags_(count, 1, head.turn_) {
+      const Tiling& tiling = head.k_.forward_tiling;
+      const HeadCase& c = head.c_;
+      for (Index b = 0; b < count; ++b) {
+        const Index first = (first_block + b) * tiling.key_block;
+        const Index rows = std::min(tiling.key_block, c.keys - first);
+        head.k_.pack(
+            {Operand::key, rows_from(head.k_rows_, first), rows, c.head_dim, keys_[b], count},
+            tiling);
+        *flags_[b] = static_cast<char>(head.k_.pack(
+            {Operand::value, rows_from(head.v_, first), rows, c.value_dim, values_[b]}, tiling));
+      }
+    }
+    void give_to(ForwardTask& t) const {
+      t.keys = keys_[0];
+      t.values = values_[0];
+      t.value_flags = reinterpret_cast<const uint8_t*>(flags_[0]);
+      t.first_block = first_block_;
+      t.end_block = end_block_;
+    }
+
+   private:
+    static Index bytes(const Head& head, Operand operand, Index cols) {
+      return head.k_.packed_bytes(operand, head.k_.forward_tiling, cols);
+    }
+    Index first_block_, end_block_;
+    Blocks keys_, values_, flags_;
+  };
+  // As in the library: packed from the first block that is attended.
+  Index first_block() const { return lowest_key(band_, 0) / k_.forward_tiling.key_block; }
+  Index block_count() const { return blocks(c_.keys, k_.forward_tiling.key_block) - first_block(); }
+
+  // Of rows from `first` on.
+  ForwardTask task_of(const Tensor<T>& q, Index first, Index rows, const Tensor<T>& out,
+                      const Tensor<W>& lse, const Blocks& scratch) const {
+    ForwardTask t{};
+    t.q = rows_from(q, first);
+    t.rows = rows;
+    t.first_query = first;
+    t.head_dim = c_.head_dim;
+    t.value_dim = c_.value_dim;
+    t.band = band_;
+    t.terms = &terms_;
+    t.out = rows_to(out, first);
+    t.lse = &lse[first];
+    t.lse_stride = 1;
+    t.scratch = scratch[0];
+    return t;
+  }
+
   void forward() const {
     const Tiling& tiling = k_.forward_tiling;
-    // As in the library: packed from the first block that is attended.
-    const Index first_block = lowest_key(band_, 0) / tiling.key_block;
-    const Index count = blocks(c_.keys, tiling.key_block) - first_block;
-    const Blocks keys(count, k_.packed_bytes(Operand::key, tiling, c_.head_dim), turn_);
-    const Blocks values(count, k_.packed_bytes(Operand::value, tiling, c_.value_dim), turn_);
-    const Blocks flags(count, 1, turn_);
+    const Packed packed(*this, first_block(), block_count());
     const Blocks scratch(1, k_.forward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
-    for (Index b = 0; b < count; ++b) {
-      const Index first = (first_block + b) * tiling.key_block;
-      const Index rows = std::min(tiling.key_block, c_.keys - first);
-      k_.pack({Operand::key, rows_from(k_rows_, first), rows, c_.head_dim, keys[b], count}, tiling);
-      *flags[b] = static_cast<char>(
-          k_.pack({Operand::value, rows_from(v_, first), rows, c_.value_dim, values[b]}, tiling));
-    }
     const Tensor<T> weights = matrix(c_.rows, c_.keys);
     for (Index first = 0; first < c_.rows; first += tiling.query_block) {
-      ForwardTask t{};
-      t.q = rows_from(q_, first);
-      t.rows = std::min(tiling.query_block, c_.rows - first);
-      t.first_query = first;
-      t.head_dim = c_.head_dim;
-      t.value_dim = c_.value_dim;
-      t.band = band_;
-      t.terms = &terms_;
-      t.keys = keys[0];
-      t.values = values[0];
-      t.value_flags = reinterpret_cast<const uint8_t*>(flags[0]);
-      t.first_block = first_block;
-      t.out = rows_to(out_, first);
-      t.lse = &lse_[first];
-      t.lse_stride = 1;
-      t.scratch = scratch[0];
+      const Index rows = std::min(tiling.query_block, c_.rows - first);
+      ForwardTask t = task_of(q_, first, rows, out_, lse_, scratch);
+      packed.give_to(t);
       k_.forward(t);
       k_.weights({&t, c_.keys, rows_to(weights, first)});
     }
     compare("out", out_, expected_.out, bounds_.out);
     compare("lse", lse_, expected_.lse, bounds_.lse);
     compare("weights", weights, expected_.weights, bounds_.weights);
+  }
+
+  Index part_bytes() const {
+    const Index row_numbers = kPartNumbers + blocks(c_.value_dim, kPartStep) * kPartStep;
+    return c_.rows * row_numbers * static_cast<Index>(sizeof(W));
+  }
+  // Of the blocks: those of a part, of so many.
+  static std::pair<Index, Index> part_of(Index blocks, Index part, Index parts) {
+    const Index first = blocks * part / parts;
+    return {first, blocks * (part + 1) / parts - first};
+  }
+
+  // Each part packed by itself.
+  void forward_in_parts(Index parts) const {
+    const Blocks scratch(1, k_.forward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
+    const Blocks kept(parts, part_bytes(), turn_);
+    const Tensor<T> out = matrix(c_.rows, c_.value_dim);
+    const Tensor<W> lse = vector(c_.rows);
+    ForwardTask t = task_of(q_, 0, c_.rows, out, lse, scratch);
+    for (Index i = 0; i < parts; ++i) {
+      const auto [first, count] = part_of(block_count(), i, parts);
+      const Packed packed(*this, first_block() + first, count);
+      packed.give_to(t);
+      t.part = kept[i];
+      k_.forward(t);
+    }
+    k_.merge({&t, kept[0], parts});
+    compare("out of packed parts", out, expected_.out, bounds_.out);
+    compare("lse of packed parts", lse, expected_.lse, bounds_.lse);
   }
 
   struct HeadOfGroup {
@@ -199,33 +263,20 @@ class Head {
   // In so many parts, of which some may have no block.
   void decode(Index parts, const std::vector<HeadOfGroup>& of_group) const {
     constexpr Index heads = 2;
-    const Index key_block = k_.forward_tiling.key_block;
-    const Index first_block = lowest_key(band_, 0) / key_block;
-    const Index count = blocks(c_.keys, key_block) - first_block;
-    const Index row_numbers = kPartNumbers + blocks(c_.value_dim, kPartStep) * kPartStep;
-    const Index part_bytes = c_.rows * row_numbers * static_cast<Index>(sizeof(W));
     const Blocks scratch(1, k_.forward_scratch_bytes(c_.head_dim, c_.value_dim), turn_);
-    const Blocks kept(heads * parts, part_bytes, turn_);
+    const Blocks kept(heads * parts, part_bytes(), turn_);
     const Tensor<T> out[heads] = {matrix(c_.rows, c_.value_dim), matrix(c_.rows, c_.value_dim)};
     const Tensor<W> lse[heads] = {vector(c_.rows), vector(c_.rows)};
     ForwardTask t[heads];
     for (Index h = 0; h < heads; ++h) {
-      t[h] = ForwardTask{};
-      t[h].q = rows_from(*of_group[static_cast<size_t>(h)].q, 0);
-      t[h].rows = c_.rows;
-      t[h].head_dim = c_.head_dim;
-      t[h].value_dim = c_.value_dim;
-      t[h].band = band_;
-      t[h].terms = &terms_;
-      t[h].out = rows_to(out[h], 0);
-      t[h].lse = &lse[h][0];
-      t[h].lse_stride = 1;
-      t[h].scratch = scratch[0];
+      t[h] = task_of(*of_group[static_cast<size_t>(h)].q, 0, c_.rows, out[h], lse[h], scratch);
+      t[h].first_block = first_block();
+      t[h].end_block = first_block() + block_count();
     }
     for (Index i = 0; i < parts; ++i) {
-      const Index first = count * i / parts, end = count * (i + 1) / parts;
-      k_.decode({t, heads, rows_from(k_rows_, 0), rows_from(v_, 0), first_block + first,
-                 end - first, parts > 1 ? kept[i] : nullptr, parts * part_bytes});
+      const auto [first, count] = part_of(block_count(), i, parts);
+      k_.decode({t, heads, rows_from(k_rows_, 0), rows_from(v_, 0), first_block() + first, count,
+                 parts > 1 ? kept[i] : nullptr, parts * part_bytes()});
     }
     for (Index h = 0; h < heads; ++h) {
       if (parts > 1) k_.merge({&t[h], kept[h * parts], parts});
