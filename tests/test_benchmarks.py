@@ -73,9 +73,9 @@ class Changed:
     def found(self, results, isa="avx512", threads=2, direction="forward", **fields):
         """The float32 results of highest precision with these fields."""
         fields = {
-            "causal": False, "batch": 1, "kv_heads": None, "dtype": "float32",
-            "precision": "highest", "isa": isa, "threads": threads,
-            "direction": direction, **fields,
+            "causal": False, "batch": 1, "kv_heads": None, "queries": None, "mask": False,
+            "bias": False, "dtype": "float32", "precision": "highest", "isa": isa,
+            "threads": threads, "direction": direction, **fields,
         }  # fmt: skip
         return [
             result
