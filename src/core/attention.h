@@ -14,7 +14,8 @@ void attention_forward(const Problem& problem, const Kernels& kernels);
 void attention_jvp(const Problem& problem, const Kernels& kernels);
 void attention_backward(const Problem& problem, const Kernels& kernels);
 
-// The forward's batch entries with few queries, by multiply-adds.
+// The forward's batch entries with few queries, whose keys are read in place or packed in parts, by
+// multiply-adds.
 void attention_decode(const Problem& problem, const KernelSet& kernels, Entries few);
 
 }  // namespace cattn

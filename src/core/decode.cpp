@@ -31,10 +31,10 @@ struct Entry {
   Sequence sequence;
   Band band;
   BlockRange blocks;  // key blocks that are attended
-  bool in_place;      // else they are packed
-  Index parts;        // of one head; 0: the entry is not for this nest
-  Index first_part;   // (kv head, part) in order
-  Index first_kept;   // (query head, part, query) in order: rows that wait to be merged
+  Way way;
+  Index parts;       // of one head; 0: the entry is not for this nest
+  Index first_part;  // (kv head, part) in order
+  Index first_kept;  // (query head, part, query) in order: rows that wait to be merged
 };
 
 class Decode {
@@ -49,13 +49,13 @@ class Decode {
                    k_.arithmetic_size) {
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
-      Entry e{b, p_.sequence(b), p_.band(b), {}, false, 0, parts_, kept_};
+      Entry e{b, p_.sequence(b), p_.band(b), {}, Way::in_place, 0, parts_, kept_};
       if (are_among(few, p_, e.sequence)) {
         e.blocks = key_blocks(e.band, 0, e.sequence.queries, k_.forward_tiling.key_block);
-        e.in_place = reads_in_place(p_, e.sequence);
+        e.way = way_of(p_, e.sequence, few.most_in_parts);
         e.parts = parts_for(e);
         const Index blocks_of_part = ceil_div(e.blocks.count, e.parts);
-        if (!e.in_place) most_packed_ = std::max(most_packed_, blocks_of_part);
+        if (e.way == Way::in_parts) most_packed_ = std::max(most_packed_, blocks_of_part);
         parts_ = checked_add(parts_, p_.heads_kv * e.parts);
         if (e.parts > 1) kept_ = checked_add(kept_, p_.heads_q * e.parts * e.sequence.queries);
       }
@@ -71,9 +71,10 @@ class Decode {
     scratch_bytes_ = aligned(k_.forward_scratch_bytes(p_.head_dim, p_.value_dim));
     const Index kept_at = part(kept_, row_bytes_);
     const Index scratch_at = part(threads_, scratch_bytes_);
-    const Index keys_at = part(threads_ * most_packed_, packer_.key_bytes());
-    const Index values_at = part(threads_ * most_packed_, packer_.value_bytes());
-    const Index flags_at = part(threads_, aligned(most_packed_));
+    const Index team = std::min<Index>(threads_, std::max(parts_, p_.batch * p_.heads_q));
+    const Index keys_at = part(team * most_packed_, packer_.key_bytes());
+    const Index values_at = part(team * most_packed_, packer_.value_bytes());
+    const Index flags_at = part(team, aligned(most_packed_));
     // The weights are computed from the lse, which the caller need not want.
     own_lse_ = p_.weights && !p_.lse;
     const Index entries = p_.packed ? 1 : p_.batch;
@@ -101,11 +102,12 @@ class Decode {
   // Of one head.
   Index parts_for(const Entry& e) const {
     const Index key_bytes = (p_.head_dim + p_.value_dim) * p_.k.element_size;
-    const Index block_bytes = e.in_place ? key_bytes * k_.forward_tiling.key_block
-                                         : packer_.key_bytes() + packer_.value_bytes();
-    const Index part_bytes = e.in_place ? kBytesOfPart : kBytesOfPackedPart;
+    const bool in_place = e.way == Way::in_place;
+    const Index block_bytes = in_place ? key_bytes * k_.forward_tiling.key_block
+                                       : packer_.key_bytes() + packer_.value_bytes();
+    const Index part_bytes = in_place ? kBytesOfPart : kBytesOfPackedPart;
     const Index parts = ceil_div(e.blocks.count, std::max<Index>(part_bytes / block_bytes, 1));
-    const Index fewest = e.in_place ? 1 : ceil_div(kFewestPackedParts, p_.heads_kv);
+    const Index fewest = in_place ? 1 : ceil_div(kFewestPackedParts, p_.heads_kv);
     return std::max<Index>(std::max(parts, std::min(fewest, e.blocks.count)), 1);
   }
 
@@ -156,7 +158,7 @@ class Decode {
     const Index first = e.blocks.count * part / e.parts;
     const Index end = e.blocks.count * (part + 1) / e.parts;
     const BlockRange blocks{e.blocks.first + first, end - first};
-    if (e.in_place) {
+    if (e.way == Way::in_place) {
       attend_in_place(e, kv_head, part, blocks, thread);
     } else {
       attend_packed(e, kv_head, part, blocks, thread);

@@ -259,10 +259,11 @@ class Forward {
 
 void attention_forward(const Problem& problem, const Kernels& kernels) {
   if (problem.batch == 0 || problem.heads_q == 0 || problem.queries == 0) return;
-  const bool multiplies_adds = kernels.best.forward == kernels.multiply_adds.forward;
-  const Index packed_queries = multiplies_adds ? kernels.best.forward_tiling.query_block : 0;
-  const Entries few{Entries::few_queries, packed_queries};
-  const Entries many{Entries::many_queries, packed_queries};
+  // Other kernels leave no parts; where all are multiply-adds, these are the best too.
+  const bool leaves_parts = kernels.best.forward == kernels.multiply_adds.forward;
+  const Index most_in_parts = leaves_parts ? kernels.best.forward_tiling.query_block : 0;
+  const Entries few{Entries::few_queries, most_in_parts};
+  const Entries many{Entries::many_queries, most_in_parts};
   const auto has_some = [&](Entries entries) {
     for (Index b = 0; b < (problem.packed || problem.kv_lengths ? problem.batch : 1); ++b) {
       if (are_among(entries, problem, problem.sequence(b))) return true;

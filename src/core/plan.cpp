@@ -21,22 +21,22 @@ BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index 
   return {first, ceil_div(end, key_block) - first};
 }
 
-bool reads_in_place(const Problem& problem, const Sequence& sequence) {
+Way way_of(const Problem& problem, const Sequence& sequence, Index most_in_parts) {
   constexpr Index few = 2, few_of_group = 6;
   static_assert(few <= kMostDecodeRows && few_of_group <= kMostDecodeRows);
-  return sequence.queries <= few || sequence.queries * problem.group <= few_of_group;
+  constexpr Index some_of_group = 128, many_keys = 512, keys_of_query = 16;
+  const Index queries = sequence.queries, of_group = queries * problem.group;
+  if (queries <= few || of_group <= few_of_group) return Way::in_place;
+  const bool has_some = queries <= most_in_parts && of_group <= some_of_group;
+  const bool has_many_keys = sequence.keys >= std::max(many_keys, keys_of_query * queries);
+  return has_some && has_many_keys ? Way::in_parts : Way::whole;
 }
 
 bool are_among(Entries entries, const Problem& problem, const Sequence& sequence) {
-  constexpr Index few_of_group = 128, many_keys = 512, keys_of_query = 16;
   if (entries.which == Entries::all) return true;
   if (sequence.queries == 0) return false;
-  const bool packs_parts =
-      sequence.queries <= entries.packed_queries &&
-      sequence.queries * problem.group <= few_of_group &&
-      sequence.keys >= std::max<Index>(many_keys, keys_of_query * sequence.queries);
-  const bool has_few = packs_parts || reads_in_place(problem, sequence);
-  return has_few == (entries.which == Entries::few_queries);
+  const bool whole = way_of(problem, sequence, entries.most_in_parts) == Way::whole;
+  return whole == (entries.which == Entries::many_queries);
 }
 
 double estimated_scores(const Problem& problem, Entries entries) {

@@ -17,17 +17,23 @@ struct BlockRange {
 };
 BlockRange key_blocks(const Band& band, Index first_query, Index queries, Index key_block);
 
-// Batch entries by their queries. These are few, and attention_decode() is for them, where to pack
-// keys and values would take longer than it saves; or where they are far fewer than the keys, which
-// are then packed in parts. `packed_queries`: of a head, as many as that can be done for.
+// How the keys and values of a batch entry are read in the forward.
+enum class Way : uint8_t {
+  whole,     // all of them packed first
+  in_parts,  // packed part by part: there are far fewer queries
+  in_place,  // where they lie: to pack them would take longer than it saves
+};
+// `most_in_parts`: queries of a head that kernels can take in parts.
+Way way_of(const Problem& problem, const Sequence& sequence, Index most_in_parts);
+
+// Batch entries by their queries, which are few where keys are not packed whole: attention_decode()
+// is for these.
 struct Entries {
   enum Which : uint8_t { all, few_queries, many_queries };
   Which which = all;
-  Index packed_queries = 0;
+  Index most_in_parts = 0;
 };
 bool are_among(Entries entries, const Problem& problem, const Sequence& sequence);
-// Whether to pack would take longer than it saves.
-bool reads_in_place(const Problem& problem, const Sequence& sequence);
 
 // Scores that the bands let through, estimated: over some batch entries and all query heads.
 double estimated_scores(const Problem& problem, Entries entries = {});

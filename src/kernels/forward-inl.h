@@ -174,8 +174,9 @@ template <class T>
   using X = Vec<T>;
   for (Index r = 0; r < t.rows; ++r) {
     T* const row = part_of_row<T>(part, r, t.value_dim);
-    row[0] = scratch.reference[r];
     row[1] = X::sum_lanes(X::load(scratch.sum + r * X::width));
+    // Of a row that attends no key here the reference may still be that of bounded scores.
+    row[0] = row[1] == T(0) ? -T(__builtin_inff()) : scratch.reference[r];
     for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, const T* from) {
       X::store(row + kPartNumbers + c, X::load(from));
     });

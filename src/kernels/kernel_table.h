@@ -112,13 +112,13 @@ struct ForwardTask {
   const char* values;
   const uint8_t* value_flags;  // one per key block
   Index first_block;           // block b of the sequence is at index b - first_block
-  Index end_block;             // the first one that is not there, or later
+  Index end_block;             // those from here on are left out
   const MaskKind* mask_kinds;  // one per block b of the sequence; null: no mask
   Rows out;                    // written: rows x value_dim
   void* lse;                   // written if not null, one element per row, lse_stride apart
   Index lse_stride;
-  // If not null, by multiply-adds: what these blocks come to is written here, as by DecodeTask, in
-  // place of the results.
+  // If not null, what these blocks come to is written here, as by DecodeTask, in place of the
+  // results. By kernels of multiply-adds only: others leave it alone and write results.
   char* part = nullptr;
   const void* next_q = nullptr;  // where the queries of the next task begin, if that is known
   void* scratch;                 // forward_scratch_bytes

@@ -414,8 +414,9 @@ void Attention<T>::compare(const Outputs<T>& o, const std::string& name) const {
     compare_one("jvp out", o.jvp_out, expected_.out,
                 bounds_[static_cast<int>(Multiplied::by_elements)].out);
     // Of few queries attention may read keys and values in place, or in parts if those are many.
-    constexpr Index few_queries = 6, few_beside_many_keys = 128, many_keys = 512;
-    const bool few = c_.rows <= (c_.keys < many_keys ? few_queries : few_beside_many_keys);
+    constexpr Index few_queries = 6, many_keys = 512, keys_of_query = 16;
+    const bool few =
+        c_.rows <= few_queries || c_.keys >= std::max(many_keys, keys_of_query * c_.rows);
     check(how != Multiplied::by_elements || few || o.jvp_out.same_bits(o.out),
           name + " " + c_.text() + ": forward mode has another out");
   }

@@ -90,6 +90,9 @@ class Head {
       forward_in_parts(parts);
     }
   }
+  void run_in_parts() const {
+    for (const Index parts : {1, 2, 3}) forward_in_parts(parts);
+  }
 
  private:
   Tensor<T> matrix(Index rows, Index cols) const {
@@ -482,6 +485,24 @@ void test_few_queries(const KernelSet& kernels, Precision precision, const std::
   for (const HeadCase& c : cases) Head<T>(kernels, c, precision, name).run_few();
 }
 
+// As many as are packed in parts: several blocks in each, and rows that see none of the last ones.
+template <class T>
+void test_parts(const KernelSet& kernels, Precision precision, const std::string& name) {
+  const Tiling& tiling = kernels.forward_tiling;
+  const Index keys = 5 * tiling.key_block + 3;
+  for (const Index rows : {Index{7}, Index{20}, tiling.query_block - 1, tiling.query_block}) {
+    for (const bool nonfinite : {false, true}) {
+      for (const HeadCase& c :
+           {HeadCase{rows, keys, 24, 40}, HeadCase{rows, keys, 72, 17, -kUnbounded, keys - rows},
+            HeadCase{rows, keys, 33, 64, tiling.key_block + 5, 2 * tiling.key_block}}) {
+        HeadCase with = c;
+        with.nonfinite = nonfinite;
+        Head<T>(kernels, with, precision, name).run_in_parts();
+      }
+    }
+  }
+}
+
 // For small heads multiply-adds are faster, where a table says so.
 void test_choice_by_size(const KernelTable& table) {
   KernelTable choosy = table;
@@ -529,6 +550,10 @@ void test_kernels() {
     test_few_queries<float>(table->float32, single, name + " float32");
     test_few_queries<Half>(table->float16, precision<Half>(elements), name + " float16");
     test_few_queries<Brain>(table->bfloat16, precision<Brain>(elements), name + " bfloat16");
+    test_parts<double>(table->float64, precision<double>(), name + " float64");
+    test_parts<float>(table->float32, single, name + " float32");
+    test_parts<Half>(table->float16, precision<Half>(elements), name + " float16");
+    test_parts<Brain>(table->bfloat16, precision<Brain>(elements), name + " bfloat16");
   }
 }
 
