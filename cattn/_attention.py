@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cattn import _core
-from cattn._options import show_options, wanted_gradients
+from cattn._options import DEFAULTS, show_options, wanted_gradients
 from cattn._types import Array, AttentionGrads, AttentionResult
 
 if TYPE_CHECKING:
@@ -234,15 +234,19 @@ def attention_backward(
     )
     for name, of in (("q", q), ("k", k), ("v", v)):
         if name in gradients:
-            gradients[name] = _sum_to_input(gradients[name], of)
+            layout = options.get("layout", DEFAULTS["layout"])
+            gradients[name] = _sum_to_input(name, gradients[name], of, layout)
     return AttentionGrads(*map(gradients.get, ("q", "k", "v", "bias", "sinks")))
 
 
-def _sum_to_input(gradient: Array, of: ArrayLike) -> Array:
-    """Sum a gradient over the leading axes along which its input was broadcast."""
-    shape = np.shape(of)
-    if gradient.shape == shape:
+def _sum_to_input(name: str, gradient: Array, of: ArrayLike, layout: str) -> Array:
+    """Sum a gradient over the axes along which its input was broadcast."""
+    if gradient.shape == np.shape(of):
         return gradient
+    array = _core.as_array(name, of)
+    shape = array.shape
+    if layout == "blhd" and len(shape) == 2 < gradient.ndim:
+        gradient = gradient[..., 0, :]  # one head has no axis of heads
     extra = gradient.ndim - len(shape)
     axes = tuple(
         axis
@@ -251,8 +255,7 @@ def _sum_to_input(gradient: Array, of: ArrayLike) -> Array:
     )
     summed: Array = gradient.sum(axis=axes).reshape(shape)
     # Half types come here in float32 and are rounded once.
-    own = getattr(of, "dtype", summed.dtype)
-    return summed.astype(own) if isinstance(own, np.dtype) and own.itemsize == 2 else summed
+    return summed.astype(array.dtype) if array.dtype.itemsize == 2 else summed
 
 
 def merge_attention(
@@ -296,8 +299,10 @@ def merge_attention(
     True
     """
     arrays = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
-    given = [_floating(name, array) for name, array in arrays.items()]
+    given = [_core.as_array(name, array) for name, array in arrays.items()]
     oa, la, ob, lb = (a.astype(np.float32) if a.dtype.itemsize == 2 else a for a in given)
+    if oa.ndim == 0:
+        raise ValueError("out_a: shape (), expected (..., L, Dv)")
     if ob.shape != oa.shape:
         raise ValueError(f"out_b: shape {ob.shape}, expected out_a's {oa.shape}")
     for name, lse in (("lse_a", la), ("lse_b", lb)):
@@ -309,10 +314,3 @@ def merge_attention(
     weight_a, weight_b = np.exp(la - anchor), np.exp(lb - anchor)
     joined: Array = weight_a[..., None] * oa + weight_b[..., None] * ob
     return joined.astype(given[0].dtype, copy=False), merged
-
-
-def _floating(name: str, array: ArrayLike) -> Array:
-    a = np.asarray(array)
-    if a.dtype.name not in ("float32", "float64", "float16", "bfloat16"):
-        raise TypeError(f"{name}: dtype {a.dtype}, expected float32, float64, float16 or bfloat16")
-    return a

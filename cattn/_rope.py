@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 
 import numpy as np
@@ -74,8 +75,9 @@ def rope(
     array([[1.   , 0.   ],
            [0.54 , 0.841]])
     """
-    tables = _tables(x, positions, base, cos, sin, rotary_dim, layout)
-    return _core.rope(x, *tables, interleaved, False, layout, num_threads)
+    array = _core.as_array("x", x)
+    tables = _tables("x", array, positions, base, cos, sin, rotary_dim, layout)
+    return _core.rope(array, *tables, interleaved, False, layout, num_threads)
 
 
 def rope_backward(
@@ -120,12 +122,14 @@ def rope_backward(
     >>> np.allclose(cattn.rope_backward(cattn.rope(x, range(5)), range(5)), x)
     True
     """
-    tables = _tables(dout, positions, base, cos, sin, rotary_dim, layout)
-    return _core.rope(dout, *tables, interleaved, True, layout, num_threads)
+    array = _core.as_array("dout", dout)
+    tables = _tables("dout", array, positions, base, cos, sin, rotary_dim, layout)
+    return _core.rope(array, *tables, interleaved, True, layout, num_threads)
 
 
 def _tables(
-    x: ArrayLike,
+    name: str,
+    x: Array,
     positions: ArrayLike | None,
     base: float,
     cos: ArrayLike | None,
@@ -134,52 +138,88 @@ def _tables(
     layout: str,
 ) -> tuple[Array, Array]:
     """Cosines and sines per row of x, (..., L, pairs), in the dtype that the core computes in."""
-    shape = tuple(np.shape(x))
-    if len(shape) < 2:
-        raise ValueError(f"x: shape {shape} has too few axes, expected at least 2")
-    dtype = np.float64 if str(getattr(x, "dtype", "float64")).endswith("float64") else np.float32
+    if x.ndim < 2:
+        raise ValueError(f"{name}: shape {x.shape} has too few axes, expected at least 2")
+    length = x.shape[-3] if layout == "blhd" and x.ndim >= 3 else x.shape[-2]
     if (cos is None) != (sin is None):
         raise ValueError("cos, sin: one table is given without the other")
     if cos is None or sin is None:
         if positions is None:
             raise ValueError("positions: is None, expected positions or the tables cos and sin")
-        dim = _rotary_dim(rotary_dim, shape[-1])
-        if not (np.isfinite(base) and base > 0):
-            raise ValueError(f"base: is {base!r}, expected a finite number above 0")
-        angles = _positions(positions, "iuf")[..., None] * base ** (-np.arange(0, dim, 2) / dim)
-        tables = np.cos(angles), np.sin(angles)
+        tables = _computed_tables(positions, base, _even_part(name, x.shape[-1], rotary_dim))
+        rows_of = "positions"
     else:
-        tables = np.asarray(cos), np.asarray(sin)
-        dim = _rotary_dim(rotary_dim, 2 * tables[0].shape[-1])
-        for name, table in zip(("cos", "sin"), tables, strict=True):
-            if table.ndim < 2 or table.shape != tables[0].shape or table.dtype.kind != "f":
-                raise ValueError(
-                    f"{name}: shape {table.shape} and dtype {table.dtype}, expected two tables "
-                    "(..., positions, rotary_dim / 2) of floats"
-                )
-            if 2 * table.shape[-1] != dim:
-                raise ValueError(
-                    f"{name}: shape {table.shape}, expected {dim // 2} columns for rotary_dim {dim}"
-                )
+        tables = _given_tables(cos, sin, rotary_dim)
+        rows_of = "cos"
         if positions is not None:
-            rows = _positions(positions, "iu")
-            count = tables[0].shape[-2]
-            if rows.size and not (rows.min() >= 0 and rows.max() < count):
-                raise ValueError(f"positions: contains {rows.max()}, the tables have {count} rows")
-            tables = tables[0][rows], tables[1][rows]
-    length = shape[-3] if layout == "blhd" and len(shape) >= 3 else shape[-2]
-    if tables[0].shape[-2] not in (1, length):
-        raise ValueError(
-            f"positions: {tables[0].shape[-2]} of them, expected {length}, the rows of x"
-        )
+            tables = _looked_up(tables, positions)
+            rows_of = "positions"
+    rows = tables[0].shape[-2]
+    if rows not in (1, length):
+        raise ValueError(f"{rows_of}: {rows} rows, expected {length} like {name}")
+    dtype = np.float64 if x.dtype.itemsize == 8 else np.float32
     first, second = (np.ascontiguousarray(table, dtype) for table in tables)
     return first, second
 
 
-def _rotary_dim(rotary_dim: int | None, default: int) -> int:
-    dim = default if rotary_dim is None else operator.index(rotary_dim)
-    if dim < 0 or dim % 2 or dim > default:
-        raise ValueError(f"rotary_dim: is {dim}, expected an even number up to {default}")
+def _computed_tables(positions: ArrayLike, base: float, dim: int) -> tuple[Array, Array]:
+    if isinstance(base, bool) or not isinstance(base, numbers.Real):
+        raise TypeError(f"base: is {base!r}, expected a number")
+    if not (np.isfinite(base) and base > 0):
+        raise ValueError(f"base: is {base!r}, expected a finite number above 0")
+    angles = _positions(positions, "iuf")[..., None] * float(base) ** (-np.arange(0, dim, 2) / dim)
+    return np.cos(angles), np.sin(angles)
+
+
+def _given_tables(cos: ArrayLike, sin: ArrayLike, rotary_dim: int | None) -> tuple[Array, Array]:
+    first, second = np.asarray(cos), np.asarray(sin)
+    for name, table in (("cos", first), ("sin", second)):
+        if table.ndim < 2 or table.shape != first.shape or table.dtype.kind != "f":
+            raise ValueError(
+                f"{name}: shape {table.shape} and dtype {table.dtype}, expected two tables "
+                "(..., positions, rotary_dim / 2) of floats"
+            )
+    dim = 2 * first.shape[-1]
+    if rotary_dim is not None and _integer(rotary_dim) != dim:
+        raise ValueError(
+            f"rotary_dim: is {rotary_dim}, the tables have {dim // 2} columns, expected {dim}"
+        )
+    return first, second
+
+
+def _looked_up(tables: tuple[Array, Array], positions: ArrayLike) -> tuple[Array, Array]:
+    cos, sin = tables
+    if cos.ndim != 2:
+        raise ValueError(
+            f"cos: shape {cos.shape}, expected (positions, rotary_dim / 2) to look up positions in"
+        )
+    rows = _positions(positions, "iu")
+    outside = rows[(rows < 0) | (rows >= len(cos))]
+    if outside.size:
+        raise ValueError(f"positions: contains {outside[0]}, the tables have {len(cos)} rows")
+    return cos[rows], sin[rows]
+
+
+def _integer(rotary_dim: int) -> int:
+    try:
+        if isinstance(rotary_dim, bool):
+            raise TypeError
+        return operator.index(rotary_dim)
+    except TypeError:
+        raise TypeError(f"rotary_dim: is {rotary_dim!r}, expected an integer") from None
+
+
+def _even_part(name: str, size: int, rotary_dim: int | None) -> int:
+    """How many of `size` features are turned."""
+    if rotary_dim is None:
+        if size % 2:
+            raise ValueError(
+                f"{name}: has {size} features, expected an even number, or give rotary_dim"
+            )
+        return size
+    dim = _integer(rotary_dim)
+    if dim < 0 or dim % 2 or dim > size:
+        raise ValueError(f"rotary_dim: is {dim}, expected an even number up to {size}")
     return dim
 
 

@@ -264,3 +264,34 @@ def test_a_score_that_overflows_is_a_mask(dtype):
     out, lse, _ = cattn.attention(q, k, v, scale=1.0, return_lse=True)
     many = cattn.attention(np.repeat(q, 40, axis=0), k, v, scale=1.0, return_lse=True)
     assert_same((out, lse), (many.out[:1], many.lse[:1]))
+
+
+@pytest.mark.parametrize("lq", [1, 2, 9])
+@pytest.mark.parametrize("slopes", [[0, 0.5, 0, 1], [0.5, 0, 0.25, 0]], ids=str)
+def test_heads_of_a_group_without_a_slope(any_dtype, lq, slopes):
+    """The scale of those is in their exponents, of the others in their scores."""
+    q = normal(4, lq, 24, dtype=any_dtype)
+    k, v = normal(2, 1100, 24, dtype=any_dtype, seed=1, count=2)
+    kinds = any_dtype if any_dtype == np.float64 else np.float32
+    options = {"alibi_slopes": np.array(slopes, kinds), "scale": 0.3, "causal": True}
+    bound = bounds.attention_bound(q, k, v, **options)
+    options |= {"return_lse": True, "return_weights": True}
+    exact = reference.attention(*(a.astype(np.float64) for a in (q, k, v)), **options)
+    result = cattn.attention(q, k, v, **options)
+    for name, *of in zip(result._fields, result, exact, bound, strict=True):
+        assert bounds.worst(*of, name) <= 1
+
+
+@pytest.mark.parametrize("lq", [1, 8, 200])
+def test_parts_far_below_others(dtype, lq):
+    """What they add is a number, though the power of 2 that takes it there is none."""
+    low, high = (27, 69.3) if dtype == np.float32 else (330, 500)
+    scores = np.full((2048, 1), -low, dtype)
+    scores[300], scores[1536:] = low, high
+    v = np.zeros((2048, 1), dtype)
+    v[:1536] = 1
+    q = np.ones((lq, 1), dtype)
+    exact = reference.attention(q, scores, v, scale=1.0)
+    assert 0 < exact[0, 0] < 1e-15
+    bound = bounds.attention_bound(q, scores, v, scale=1.0)
+    assert bounds.worst(cattn.attention(q, scores, v, scale=1.0), exact, bound.out) <= 1

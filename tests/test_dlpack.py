@@ -124,3 +124,51 @@ def test_ml_dtypes_is_not_imported_unless_used():
         "assert 'ml_dtypes' not in sys.modules\n"
     )
     assert_ran(run_python(code))
+
+
+class OnlyDlpack:
+    """An array that is nothing but its `__dlpack__`."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **options):
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+def test_objects_that_have_dlpack_alone():
+    q, k, v, dout = arrays("float64")
+    given = [OnlyDlpack(x) for x in (q, k[:1], v[:1])]
+    out, lse, _ = cattn.attention(*given, return_lse=True)
+    expected = cattn.attention_backward(dout, q, k[:1], v[:1], out, lse)
+    assert_same(cattn.attention_backward(dout, *given, out, lse), expected)
+    assert_same(cattn.rope(given[0], range(6)), cattn.rope(q, range(6)))
+    assert_same(
+        cattn.merge_attention(OnlyDlpack(out), OnlyDlpack(lse), out, lse),
+        cattn.merge_attention(out, lse, out, lse),
+    )
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_gradients_of_broadcast_tensors(torch, name):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    q, k = arrays().astype(dtype), arrays()[0].astype(dtype)
+    tensor = torch.from_numpy(k.astype(np.float32)).to(getattr(torch, name))
+    out, lse, _ = cattn.attention(q, tensor, tensor, return_lse=True)
+    gradients = cattn.attention_backward(out, q, tensor, tensor, out, lse)
+    assert [g.dtype for g in gradients[:3]] == [dtype] * 3
+    assert_same(gradients, cattn.attention_backward(out, q, k, k, out, lse))
+    merged = cattn.merge_attention(tensor, torch.zeros(2, 6), tensor, torch.zeros(2, 6))
+    assert merged[0].dtype == dtype
+
+
+@pytest.mark.parametrize("option", ["causal_offset", "kv_lengths", "mask"])
+def test_bfloat16_is_no_integer(torch, option):
+    q, k, v, _ = arrays()
+    options = {"causal": True, option: torch.ones((), dtype=torch.bfloat16)}
+    with pytest.raises(TypeError, match=f"^{option}: dtype bfloat16"):
+        cattn.attention(q, k, v, **options)

@@ -347,3 +347,60 @@ def test_a_sink_that_is_nan_is_in_every_row(dtype):
     sinks = np.array([np.nan], dtype)
     out = cattn.attention(q, k, v, causal=True, causal_offset=-12, sinks=sinks)
     assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize("lq", [1, 8, 40])
+@pytest.mark.parametrize("lk", [5, 300, 2000])
+def test_a_sink_far_above_bounded_scores(dtype, lq, lk):
+    """Tiny weights are not 0, as long as they are numbers."""
+    sink = 65 if dtype == np.float32 else 690
+    q, k, v = np.ones((lq, 1), dtype), np.full((lk, 1), 54, dtype), np.ones((lk, 1), dtype)
+    options = {"scale": 0.5, "sinks": np.array([sink], dtype)}
+    exact = reference.attention(q, k, v, **options, return_lse=True)
+    assert 0 < exact.out[0, 0] < 1e-10
+    bound = bounds.attention_bound(q, k, v, **options)
+    result = cattn.attention(q, k, v, **options, return_lse=True)
+    assert bounds.worst(result.out, exact.out, bound.out) <= 1
+    assert bounds.worst(result.lse, exact.lse, bound.lse) <= 1
+
+
+def test_the_largest_sinks(dtype):
+    largest = np.finfo(dtype).max
+    if dtype == np.float64:
+        largest /= 2  # times log2(e) it is to be a number
+    q = normal(2, 5, 4, dtype=dtype)
+    result = cattn.attention(q, q, q, sinks=np.array([largest, -largest], dtype), return_lse=True)
+    assert not result.out[0].any()
+    np.testing.assert_allclose(result.lse[0], largest, rtol=1e-6)
+    assert_same(result.out[1], cattn.attention(q[1], q[1], q[1]))
+
+
+@pytest.mark.parametrize("cap", [1e39, 1e300, 1e-46])
+def test_softcaps_beyond_float32(any_dtype, cap):
+    """So large that they change nothing, or so small that all scores are 0."""
+    q, k, v = normal(3, 5, 4, dtype=any_dtype, count=3)
+    out, lse, _ = cattn.attention(q, k, v, softcap=cap, return_lse=True)
+    scale = 0.0 if cap < 1 else None
+    np.testing.assert_allclose(
+        out.astype("f8"), cattn.attention(q, k, v, scale=scale).astype("f8"), rtol=1e-2, atol=1e-6
+    )
+    gradients = cattn.attention_backward(out, q, k, v, out, lse, softcap=cap)
+    assert all(np.isfinite(g.astype("f8")).all() for g in gradients[:3])
+
+
+@pytest.mark.parametrize("number", [-1e9, -1e20, -1e30])
+def test_rows_masked_by_a_finite_bias(any_dtype, number):
+    """Their lse does not tell their weights: gradients are as if they attended nothing."""
+    kinds = any_dtype if any_dtype == np.float64 else np.float32
+    if kinds == np.float64:
+        number *= 1e10
+    q, k, v, dout = normal(2, 7, 8, dtype=any_dtype, count=4)
+    bias = np.zeros((7, 7), kinds)
+    bias[2:4] = number
+    options = {"return_lse": True, "return_weights": True}
+    result = cattn.attention(q, k, v, bias=bias, **options)
+    assert not result.weights[:, 2:4].any()
+    gradients = cattn.attention_backward(dout, q, k, v, *result[:2], bias=bias)
+    bias[2:4] = -np.inf
+    result = cattn.attention(q, k, v, bias=bias, **options)
+    assert_same(gradients, cattn.attention_backward(dout, q, k, v, *result[:2], bias=bias))

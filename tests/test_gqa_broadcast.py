@@ -111,6 +111,23 @@ def test_two_dimensional_arrays_are_one_head(dtype):
     assert [g.shape for g in gradients[:3]] == [(5, 4), (6, 4), (6, 4)]
 
 
+@pytest.mark.parametrize("flat", [(1, 2), (0,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("lead", [(), (2,), (3, 2)], ids=str)
+def test_one_head_without_an_axis_beside_others(dtype, flat, lead):
+    """Rows and heads change places where there are heads."""
+    arrays = [normal(*lead, n, 1, 4, dtype=dtype, seed=n) for n in (5, 7, 7)]
+    arrays = [normal(5 + 2 * (i > 0), 4, dtype=dtype, seed=i) if i in flat else a
+              for i, a in enumerate(arrays)]  # fmt: skip
+    out, lse, _ = cattn.attention(*arrays, layout="blhd", return_lse=True)
+    gradients = cattn.attention_backward(out, *arrays, out, lse, layout="blhd")
+    assert [g.shape for g in gradients[:3]] == [a.shape for a in arrays]
+    heads_first = [a if a.ndim == 2 else a.swapaxes(-2, -3) for a in arrays]
+    results = [a if a.ndim == 2 else a.swapaxes(-2, -3) for a in (out,)]
+    expected = cattn.attention_backward(*results, *heads_first, *results, lse)
+    for actual, of in zip(gradients[:3], expected[:3], strict=True):
+        assert_same(actual, of if of.ndim == 2 else of.swapaxes(-2, -3))
+
+
 @pytest.mark.parametrize("axes", [4, 8, 12, 16])
 def test_many_axes(dtype, axes):
     """Up to sixteen axes, of which some broadcast."""

@@ -84,9 +84,9 @@ def test_strides_and_threads(dtype):
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"x": np.ones(4)}, ValueError, r"x: shape \(4,\)"),
-    ({"x": np.ones((2, 4), int)}, TypeError, r"x: dtype int64"),
-    ({"positions": [0, 1, 2]}, ValueError, r"positions: 3 of them, expected 2"),
+    ({"x": np.ones(4)}, ValueError, r"(x|dout): shape \(4,\)"),
+    ({"x": np.ones((2, 4), int)}, TypeError, r"(x|dout): dtype int64"),
+    ({"positions": [0, 1, 2]}, ValueError, r"positions: 3 rows, expected 2"),
     ({"positions": None}, ValueError, r"positions: is None"),
     ({"positions": ["a", "b"]}, TypeError, r"positions: dtype"),
     ({"rotary_dim": 3}, ValueError, r"rotary_dim: is 3"),
@@ -97,6 +97,20 @@ def test_strides_and_threads(dtype):
     ({"cos": np.ones((2, 2)), "sin": np.ones((3, 2))}, ValueError, r"sin: shape \(3, 2\)"),
     ({"cos": np.ones((1, 2)), "sin": np.ones((1, 2))}, ValueError, r"positions: contains 1"),
     ({"cos": np.ones((2, 4)), "sin": np.ones((2, 4))}, ValueError, r"cos: shape \(2, 4\)"),
+    ({"positions": [0, -1], "cos": np.ones((2, 2)), "sin": np.ones((2, 2))}, ValueError,
+     r"positions: contains -1"),
+    ({"cos": np.ones((1, 2, 2)), "sin": np.ones((1, 2, 2))}, ValueError, r"cos: shape \(1, 2, 2\)"),
+    ({"cos": 1.0, "sin": 1.0}, ValueError, r"cos: shape \(\)"),
+    ({"positions": None, "cos": np.ones((9, 2)), "sin": np.ones((9, 2))}, ValueError,
+     r"cos: 9 rows"),
+    ({"cos": np.ones((2, 2)), "sin": np.ones((2, 2)), "rotary_dim": 2}, ValueError,
+     r"rotary_dim: is 2, the tables have 2 columns"),
+    ({"rotary_dim": 2.0}, TypeError, r"rotary_dim: is 2.0"),
+    ({"rotary_dim": False}, TypeError, r"rotary_dim: is False"),
+    ({"base": "x"}, TypeError, r"base: is 'x'"),
+    ({"base": True}, TypeError, r"base: is True"),
+    ({"interleaved": 1}, TypeError, r"interleaved: is 1"),
+    ({"x": np.ones((2, 3))}, ValueError, r"(x|dout): has 3 features"),
     ({"layout": "lbhd"}, ValueError, r"layout: is 'lbhd'"),
     ({"num_threads": 0}, ValueError, r"num_threads: is 0"),
 ])  # fmt: skip
@@ -106,3 +120,10 @@ def test_errors(arguments, error, message):
     for function in (cattn.rope, cattn.rope_backward):
         with pytest.raises(error, match="^" + message):
             function(x, **arguments)
+
+
+def test_what_is_an_array_to_attention_is_one_to_rope(dtype):
+    x = normal(2, 4, dtype=dtype)
+    expected = cattn.rope(x, [0, 1])
+    assert_same(cattn.rope(list(x), [0, 1]), expected)
+    assert_same(cattn.rope(x.astype(x.dtype.newbyteorder(">")), [0, 1]), expected)

@@ -150,7 +150,10 @@ Argument input(const char* name, const py::object& object, Kind kind) {
   } else if (has_dlpack(object)) {
     DlpackArray foreign = from_dlpack(name, object);
     array = std::move(foreign.array);
-    if (foreign.bfloat16 && (kind == Kind::rows || kind == Kind::floating)) {
+    if (foreign.bfloat16) {  // whose elements travel as integers
+      if (kind != Kind::rows && kind != Kind::floating) {
+        throw py::type_error(std::string(name) + ": dtype bfloat16, expected " + expected(kind));
+      }
       dtype = CATTN_BFLOAT16;
     }
   } else {
@@ -181,6 +184,14 @@ Argument input(const char* name, const py::object& object, Kind kind) {
   describe(name, array, dtype, argument.description);
   argument.array = std::move(array);
   return argument;
+}
+
+py::object as_array(const char* name, const py::object& object) {
+  const Argument argument = input(name, object, Kind::floating);
+  if (!argument) throw py::type_error(std::string(name) + ": is None, expected an array");
+  const auto array = py::reinterpret_borrow<py::array>(argument.array);
+  if (array.dtype().kind() != 'u') return argument.array;
+  return array.attr("view")(dtype_of(argument.description.dtype));
 }
 
 Argument new_output(const cattn_array& description) {

@@ -28,6 +28,9 @@ struct Argument {
 // misaligned, foreign byte order). Integers become int64.
 Argument input(const char* name, const py::object& object, Kind kind);
 
+// The floating-point array that input() reads, for Python to look at.
+py::object as_array(const char* name, const py::object& object);
+
 // A new array for an output that the core has described.
 Argument new_output(const cattn_array& description);
 

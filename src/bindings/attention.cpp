@@ -146,15 +146,16 @@ py::object dropout_mask(const std::vector<int64_t>& shape, const py::object& dro
   return mask.array;
 }
 
-py::object rope(const py::object& x, const py::object& cos, const py::object& sin, bool interleaved,
-                bool inverse, const py::object& layout, const py::object& num_threads) {
+py::object rope(const py::object& x, const py::object& cos, const py::object& sin,
+                const py::object& interleaved, bool inverse, const py::object& layout,
+                const py::object& num_threads) {
   const Argument x_argument = required("x", x);
   const Argument cos_argument = required("cos", cos), sin_argument = required("sin", sin);
   const Argument out = new_output(x_argument.description);
   cattn_rope problem;
   cattn_rope_init(&problem);
   problem.flags = parse_layout(layout);
-  problem.interleaved = interleaved;
+  problem.interleaved = parse_bool("interleaved", interleaved);
   problem.inverse = inverse;
   problem.num_threads = parse_num_threads(num_threads);
   problem.x = x_argument.description;

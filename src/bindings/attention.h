@@ -26,7 +26,8 @@ py::tuple attention_jvp(const py::object& q, const py::object& k, const py::obje
 py::object dropout_mask(const std::vector<int64_t>& shape, const py::object& dropout,
                         const py::object& seed);
 
-py::object rope(const py::object& x, const py::object& cos, const py::object& sin, bool interleaved,
-                bool inverse, const py::object& layout, const py::object& num_threads);
+py::object rope(const py::object& x, const py::object& cos, const py::object& sin,
+                const py::object& interleaved, bool inverse, const py::object& layout,
+                const py::object& num_threads);
 
 }  // namespace cattn::python

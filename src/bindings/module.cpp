@@ -18,6 +18,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("attention_jvp", &attention_jvp);
   m.def("dropout_mask", &dropout_mask);
   m.def("rope", &rope);
+  m.def("as_array", &as_array);
 
   m.def("set_num_threads", [](int32_t n) { raise_on_error(cattn_set_num_threads(n)); });
   m.def("get_num_threads", &cattn_get_num_threads);

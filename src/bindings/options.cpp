@@ -18,11 +18,20 @@ bool is_integer(const py::handle& object) {
   return PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr());
 }
 
+// As Python's int.
+py::object integer_of(const char* name, const py::handle& object, const char* expected) {
+  if (!is_integer(object)) wrong_type(name, object, expected);
+  auto number = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+  if (!number) {  // an array, say
+    PyErr_Clear();
+    wrong_type(name, object, expected);
+  }
+  return number;
+}
+
 // An integer of at most 64 bits; others saturate, which the range checks that follow refuse.
 long long parse_integer(const char* name, const py::handle& object, const char* expected) {
-  if (!is_integer(object)) wrong_type(name, object, expected);
-  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
-  if (!number) throw py::error_already_set();
+  const py::object number = integer_of(name, object, expected);
   int overflow = 0;
   const long long n = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
   return overflow == 0 ? n : overflow > 0 ? INT64_MAX : INT64_MIN;
@@ -170,9 +179,7 @@ uint64_t parse_seed(const py::object& object) {
   if (object.is_none()) {
     throw py::value_error("seed: is None, but dropout needs one, so that the backward drops alike");
   }
-  if (!is_integer(object)) wrong_type("seed", object, "an integer");
-  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
-  if (!number) throw py::error_already_set();
+  const py::object number = integer_of("seed", object, "an integer");
   const unsigned long long seed = PyLong_AsUnsignedLongLong(number.ptr());
   if (PyErr_Occurred()) {
     PyErr_Clear();

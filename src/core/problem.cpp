@@ -1,5 +1,6 @@
 #include "core/problem.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -320,12 +321,17 @@ struct Problem::Reader {
     o.precision = static_cast<cattn_precision>(p.precision);
   }
 
+  bool computes_in_double() const { return storage_of(p.q.dtype) == Storage::float64; }
+
   void read_scores() {
     o.scale = 1.0 / std::sqrt(static_cast<double>(o.head_dim));
     if (p.flags & CATTN_HAS_SCALE) {
       o.scale = p.scale;
-      if (!std::isfinite(o.scale)) {
-        value_error("scale: is " + std::to_string(o.scale) + ", expected a finite number");
+      const double most = computes_in_double() ? std::numeric_limits<double>::max()
+                                               : std::numeric_limits<float>::max();
+      if (!(std::abs(o.scale) <= most / 2)) {  // it is multiplied by log2(e)
+        value_error("scale: is " + std::to_string(o.scale) + ", expected a finite number" +
+                    (std::isfinite(o.scale) ? " well within what the arrays can hold" : ""));
       }
     }
     if (p.flags & CATTN_HAS_SOFTCAP) {
@@ -334,6 +340,9 @@ struct Problem::Reader {
         value_error("softcap: is " + std::to_string(o.softcap) +
                     ", expected a finite number above 0");
       }
+      // Beyond these tanh is linear, or all scores are as good as 0.
+      o.softcap = computes_in_double() ? std::clamp(o.softcap, 1e-200, 1e300)
+                                       : std::clamp(o.softcap, 1e-20, 1e30);
     }
   }
 

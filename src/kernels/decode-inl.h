@@ -251,11 +251,12 @@ template <class T>
     T sum = 0;
     for (Index i = 0; i < task.count; ++i) {
       const T* const of = part(i);
-      const T factor = of[0] == reference ? T(1) : exp2_scalar(of[0] - reference);
-      const auto by = X::set1(factor);
-      sum += of[1] * factor;
+      const PowerOf2<T> power(of[0] == reference ? T(0) : of[0] - reference);
+      const auto first = X::set1(power.first), second = X::set1(power.second);
+      sum += of[1] * power.first * power.second;
       for_vectors_of_out(scratch.out, r, t.value_dim, [&](Index c, T* to) {
-        X::store(to, X::fma(X::load(of + kPartNumbers + c), by, X::load(to)));
+        const auto out = X::mul(X::load(of + kPartNumbers + c), first);
+        X::store(to, X::fma(out, second, X::load(to)));
       });
     }
     scratch.reference[r] = reference;
@@ -284,7 +285,9 @@ void decode(const DecodeTask& task) {
   const Index rows = task.head_count * t.rows;
   const ForwardScratch<T> scratch(t.scratch, t.head_dim, t.value_dim);
   const Index query_stride = round_up(t.head_dim, kPanel<T>);
-  const T factor = static_cast<T>(rest_of_factor<M>(*t.terms));
+  const auto factor_of = [](const ForwardTask& head) {
+    return static_cast<T>(rest_of_factor<M>(*head.terms));
+  };
   const auto for_heads = [&](auto f) {
     for (Index h = 0; h < task.head_count; ++h)
       f(task.heads[h], scratch.from(h * t.rows), h * t.rows);
@@ -307,15 +310,16 @@ void decode(const DecodeTask& task) {
     const Index stride = task.v.row_stride;
     const S* const keys = static_cast<const S*>(task.k.data) + block.first_key * task.k.row_stride;
     const S* const values = static_cast<const S*>(task.v.data) + block.first_key * stride;
+    // Heads whose factor is not that of the first one hide some.
     const bool finite = score_rows(rows, attended, block.cols, scratch.query, query_stride, keys,
-                                   task.k.row_stride, t.head_dim, scratch.score, factor);
+                                   task.k.row_stride, t.head_dim, scratch.score, factor_of(t));
     // A score of -inf is a mask too, where it makes a difference.
     const bool skips =
         (hides || !finite) && !are_finite<T>(values + attended.begin * stride, stride,
                                              attended.end - attended.begin, t.value_dim);
     for_heads([&](const ForwardTask& head, ForwardScratch<T> of_head, Index row) {
       of_head.score += row * key_block;
-      weigh_rows<M>(of_head, block, terms_of_block(head, b), factor, t.value_dim, skips);
+      weigh_rows<M>(of_head, block, terms_of_block(head, b), factor_of(head), t.value_dim, skips);
     });
     add_values_of_block(block, rows, scratch, values, stride, t.value_dim, skips);
   }

@@ -150,7 +150,7 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
     const auto last_bits = X::small_integer(exponent, same);
     // By a product, which leaves a NaN what it is.
     const auto power = X::scale2_by_last_bits(X::set1(T(1)), last_bits);
-    return X::zero_below(X::set1(T(-126.5)), exponent,
+    return X::zero_below(X::set1(X::below_exponents), exponent,
                          X::mul(exp2_polynomial<T>(X::sub(x, n)), power));
   } else {
     typename X::V n, f;
@@ -162,7 +162,8 @@ CATTN_INLINE typename Vec<T>::V exp2_above(typename Vec<T>::V x, typename Vec<T>
 // The factor e^-lse of a row's weights as scale * 2^-shift with an integral shift: the digits of
 // the lse are all in `scale`, and 2^(s - shift) is not rounded for it. `rest` is what the shift
 // leaves of the exponent, so `scale` is 2^-rest. An empty row, whose lse is -inf, has an infinite
-// shift: its weights are 0.
+// shift: its weights are 0. So has one whose lse is so large that it does not hold what tells
+// weights apart (as of a row that is masked by a bias of -1e9): 2^(s - shift) might be anything.
 template <class T>
 struct RowScale {
   T shift, scale, rest;
@@ -170,6 +171,8 @@ struct RowScale {
 static_assert(sizeof(RowScale<float>) == kRowScaleNumbers * sizeof(float));
 template <class T>
 constexpr RowScale<T> kNoRow{T(__builtin_inff()), T(1), T(0)};
+template <class T>
+constexpr T kLargestShift = sizeof(T) == 8 ? T(1LL << 53) : T(1 << 24);
 
 template <class T>
 struct ScaledRow {
@@ -191,10 +194,10 @@ CATTN_INLINE typename Vec<T>::V weight_from_lse(typename Vec<T>::V s, typename V
     const auto x = X::fms(s, factor, row.shift);
     typename X::V n;
     // Of an x too large for it, which is of another lse, the rest takes the weight to inf.
-    const auto last_bits = X::small_integer(X::min(X::set1(T(127)), x), n);
+    const auto last_bits = X::small_integer(X::min(X::set1(X::largest_exponent), x), n);
     const auto f = X::fms(s, factor, X::add(n, row.shift));
     const auto p = X::mul(exp2_polynomial<T>(f), X::scale2_by_last_bits(row.scale, last_bits));
-    return X::zero_below(X::set1(T(-126.5)), x, p);  // n is -126 at least
+    return X::zero_below(X::set1(X::below_exponents), x, p);
   } else {
     return X::mul(exp2_above<T>(X::mul(s, factor), row.shift), row.scale);
   }
@@ -326,9 +329,11 @@ CATTN_INLINE void row_scales(typename Vec<T>::V lse, Index count, RowScale<T>* s
   X::store(rests, f);
   for (Index r = 0; r < count; ++r) {
     const bool empty = shifts[r] == -T(__builtin_inff());
-    scales[r] = empty ? kNoRow<T>
-                      : RowScale<T>{with_short_nan(shifts[r]), with_short_nan(factors[r]),
-                                    with_short_nan(rests[r])};
+    const T size = __builtin_fabs(shifts[r]);
+    const bool vague = size >= kLargestShift<T> && size < T(__builtin_inff());
+    scales[r] = empty || vague ? kNoRow<T>
+                               : RowScale<T>{with_short_nan(shifts[r]), with_short_nan(factors[r]),
+                                             with_short_nan(rests[r])};
   }
 }
 

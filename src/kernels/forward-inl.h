@@ -26,12 +26,38 @@ struct Binary {
 
 // lse = ln(2) (reference + log2(sum)); a row without keys gives -inf.
 template <class T>
-CATTN_INLINE T log_sum(T reference, T sum) {
+CATTN_INLINE T log_sum(double reference, T sum) {
   if (sum == T(0)) return -T(__builtin_inff());
   const Binary s(static_cast<double>(sum));
-  const double exponent = static_cast<double>(reference) + s.exponent;
-  return static_cast<T>(exponent * kLn2 + __builtin_log(s.mantissa));
+  return static_cast<T>((reference + s.exponent) * kLn2 + __builtin_log(s.mantissa));
 }
+
+// In units of log2(e): the least integer that is not below the sink.
+CATTN_INLINE double sink_exponent(const ForwardTask& t) { return __builtin_ceil(t.sink * kLog2e); }
+
+// How far a row is to move, a whole number, for a sink so high above its reference that
+// 2^(reference - sink) may be no number, though its product with what the row has summed is one.
+template <class T>
+CATTN_INLINE T way_to_sink(double sink, T reference) {
+  constexpr double far = 100, out_of_sight = 4000;
+  const double way = sink - static_cast<double>(reference);
+  if (!(way > far) || reference == -T(__builtin_inff())) return T(0);
+  return static_cast<T>(way < out_of_sight ? __builtin_ceil(way) : out_of_sight);
+}
+template <class T>
+[[gnu::noinline]] bool has_far_sink(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+  for (Index r = 0; r < t.rows; ++r)
+    if (way_to_sink(sink_exponent(t), scratch.reference[r]) > T(0)) return true;
+  return false;
+}
+template <class T>
+[[gnu::noinline]] void move_to_sink(const ForwardTask& t, const ForwardScratch<T>& scratch) {
+  for (Index r = 0; r < t.rows; ++r) {
+    const T reference = scratch.reference[r], way = way_to_sink(sink_exponent(t), reference);
+    if (way > T(0)) move_reference(scratch, r, reference + way, t.value_dim);
+  }
+}
+CATTN_INLINE bool has_sink(const ForwardTask& t) { return t.sink != -__builtin_inf(); }
 
 // For `width` rows from `first` on.
 template <class T>
@@ -52,31 +78,33 @@ CATTN_INLINE RowResults<T> row_results(const ForwardTask& t, const ForwardScratc
   X::store(results.factors, X::select(X::equal(weight_sum, X::zero()), X::zero(), reciprocal));
   const Index rows = smaller(X::width, t.rows - first);
   const T* const reference = scratch.reference + first;
-  if (t.sink == -__builtin_inf()) {
-    if (t.lse)
-      for (Index r = 0; r < rows; ++r) results.lses[r] = log_sum(reference[r], sums[r]);
+  if (!has_sink(t)) {
+    if (t.lse) {
+      for (Index r = 0; r < rows; ++r)
+        results.lses[r] = log_sum(static_cast<double>(reference[r]), sums[r]);
+    }
     return results;
   }
   T kept[X::width];
   X::store(kept, kept_scale);
-  const T sink = static_cast<T>(t.sink * kLog2e);
-  const T sink_exponent = static_cast<T>(__builtin_ceil(static_cast<double>(sink)));
+  const double sink = t.sink * kLog2e, of_sink = sink_exponent(t);
   for (Index r = 0; r < rows; ++r) {
     // The sums in units of 2^top: of the sum without the sink or of the sink, whichever is larger.
     // References may be so large that top - reference is not what is left of it.
     const Binary s(static_cast<double>(sums[r])), w(static_cast<double>(weight_sums[r]));
     const double own = static_cast<double>(reference[r]) + s.exponent;
-    const bool sum_leads = sums[r] != T(0) && own > static_cast<double>(sink_exponent);
-    const double top = sum_leads ? own : static_cast<double>(sink_exponent);
-    T shift = sum_leads ? static_cast<T>(s.exponent) : sink_exponent - reference[r];
+    const bool sum_leads = sums[r] != T(0) && own > of_sink;
+    const double top = sum_leads ? own : of_sink;
+    const double of_row = static_cast<double>(reference[r]);
+    T shift = static_cast<T>(sum_leads ? static_cast<double>(s.exponent) : of_sink - of_row);
     if (sums[r] == T(0)) shift = T(__builtin_inff());  // of no key; 0 times any power is to be 0
-    const T sink_part = exp2_scalar(static_cast<T>(static_cast<double>(sink) - top));
+    const T sink_part = exp2_scalar(static_cast<T>(sink - top));
     const auto with_sink = [&](const Binary& x) {
       return static_cast<T>(x.mantissa) * exp2_scalar(static_cast<T>(x.exponent) - shift) +
              sink_part;
     };
     results.factors[r] = exp2_scalar(-shift) * kept[r] / with_sink(w);
-    results.lses[r] = log_sum(static_cast<T>(top), with_sink(s));
+    results.lses[r] = log_sum(top, with_sink(s));
   }
   return results;
 }
@@ -139,6 +167,7 @@ template <class T, class S>
 [[gnu::noinline]] void finish_rows(const ForwardTask& t, const ForwardScratch<T>& scratch) {
   using X = Vec<T>;
   constexpr Index query_block = ForwardScratch<T>::Tiles::query_block;
+  if (has_sink(t)) move_to_sink(t, scratch);
   finish_sums(t, scratch, [&](Range rows, const T* factors) {
     store_rows<T>(static_cast<S*>(t.out.data), t.out.row_stride, query_block, rows, t.value_dim,
                   [&](Index r, Index at) {
@@ -484,10 +513,10 @@ struct WeighTiles {
         if (!(exponents[i] - old > reach)) continue;
         move_reference(scratch, r + i, references[i], value_dim);
         T* const p = scratch.score + (r + i) * stride;
-        for_powers(old - references[i], [&](auto power) {
-          for (Index at = columns.begin / kPanel<T> * kPanel<T>; at < c; at += X::width)
-            X::store(p + at, X::mul(X::load(p + at), power));
-        });
+        const PowerOf2<T> power(old - references[i]);
+        const auto first = X::set1(power.first), second = X::set1(power.second);
+        for (Index at = columns.begin / kPanel<T> * kPanel<T>; at < c; at += X::width)
+          X::store(p + at, X::mul(X::mul(X::load(p + at), first), second));
       }
     }
   }
@@ -657,7 +686,7 @@ template <class M, class T = typename M::T>
         if (terms.dropout.on) drop_rows<M>(rows.score, block, terms.dropout);
         const char* const value = t.values + index * value_bytes;
         if constexpr (kFinishesRows<M>) {
-          if (is_only && (flags & kBlockFinite)) {
+          if (is_only && (flags & kBlockFinite) && !(has_sink(t) && has_far_sink(t, scratch))) {
             static_assert(M::row_group == Tiles::query_block, "all rows at once");
             T factors[Tiles::query_block];
             finish_sums(t, scratch, [&](Range of, const T* part) {

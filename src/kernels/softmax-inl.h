@@ -281,17 +281,21 @@ CATTN_INLINE void rescale_row(const ForwardScratch<T>& scratch, Index r, typenam
   }
 }
 
-// Calls f(power) with powers whose product is 2^exponent, for exponent <= 0: what has been summed
-// may be so large that the product is a number, though 2^exponent is none.
-template <class T, class F>
-CATTN_INLINE void for_powers(T exponent, F f) {
-  if (exponent < T(-100)) {
-    const T half = exponent < T(-4000) ? T(-2000) : static_cast<T>(static_cast<int>(exponent) / 2);
-    f(exp2<T>(Vec<T>::set1(half)));
-    exponent -= half;
+// 2^exponent for exponent <= 0, as first * second: what has been summed may be so large that its
+// product with both is a number, though 2^exponent is none.
+template <class T>
+struct PowerOf2 {
+  T first = T(1), second;
+  CATTN_INLINE explicit PowerOf2(T exponent) {
+    if (exponent < T(-100)) {
+      const T half =
+          exponent < T(-4000) ? T(-2000) : static_cast<T>(static_cast<int>(exponent) / 2);
+      first = exp2_scalar(half);
+      exponent -= half;
+    }
+    second = exp2_scalar(exponent);
   }
-  f(exp2<T>(Vec<T>::set1(exponent)));
-}
+};
 
 // Moves the reference of a row.
 template <class T>
@@ -300,7 +304,9 @@ CATTN_INLINE void move_reference(const ForwardScratch<T>& scratch, Index r, T re
   const T old = scratch.reference[r];
   scratch.reference[r] = reference;
   if (old == -T(__builtin_inff())) return;  // nothing summed yet
-  for_powers(old - reference, [&](auto power) { rescale_row(scratch, r, power, value_dim); });
+  const PowerOf2<T> power(old - reference);
+  if (power.first != T(1)) rescale_row(scratch, r, Vec<T>::set1(power.first), value_dim);
+  rescale_row(scratch, r, Vec<T>::set1(power.second), value_dim);
 }
 
 // Makes the references of all rows fit a block with these lane-wise maxima. `width` rows at a time:

@@ -83,6 +83,8 @@ struct Vec<float> {
     const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23);
     return mul(p, _mm256_castsi256_ps(bits));
   }
+  // Between these an exponent rounds to one of a normal number.
+  static constexpr float below_exponents = -126.5f, largest_exponent = 127;
   // The integer n nearest to x for |x| <= 2^21, anything for others, and p 2^n if it is a normal
   // number as p is: half of the instructions that fraction() and scale2() take. Returns n in the
   // last bits of a float.
@@ -221,6 +223,7 @@ struct Vec<double> {
   CATTN_INLINE static V mul(V a, V b) { return _mm256_mul_pd(a, b); }
   CATTN_INLINE static V div(V a, V b) { return _mm256_div_pd(a, b); }
   CATTN_INLINE static V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
+  CATTN_INLINE static V fms(V a, V b, V c) { return _mm256_fmsub_pd(a, b, c); }
   CATTN_INLINE static V max(V a, V b) { return _mm256_max_pd(a, b); }
   CATTN_INLINE static V min(V a, V b) { return _mm256_min_pd(a, b); }
   CATTN_INLINE static V iota() { return _mm256_setr_pd(0, 1, 2, 3); }
@@ -248,6 +251,20 @@ struct Vec<double> {
     const __m128i n = _mm_max_epi32(_mm256_cvtpd_epi32(clamp(x)), _mm_set1_epi32(-1023));
     const __m256i biased = _mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023)));
     return mul(p, _mm256_castsi256_pd(_mm256_slli_epi64(biased, 52)));
+  }
+  // As of float32; |x| <= 2^50.
+  static constexpr double below_exponents = -1022.5, largest_exponent = 1023;
+  CATTN_INLINE static V small_integer(V x, V& n) {
+    const V rounding = set1(1.5 * (1LL << 52)), last_bits = add(x, rounding);
+    n = sub(last_bits, rounding);
+    return last_bits;
+  }
+  CATTN_INLINE static V scale2_by_last_bits(V p, V last_bits) {
+    return _mm256_castsi256_pd(_mm256_add_epi64(
+        _mm256_castpd_si256(p), _mm256_slli_epi64(_mm256_castpd_si256(last_bits), 52)));
+  }
+  CATTN_INLINE static V zero_below(V least, V x, V p) {
+    return _mm256_and_pd(p, _mm256_cmp_pd(x, least, _CMP_NLT_UQ));
   }
 
   CATTN_INLINE static Mask lanes_between(Index begin, Index end) {
