@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import platform
 from pathlib import Path
@@ -37,11 +38,15 @@ def set_num_threads(n: int | None) -> None:
     if n is None:
         _core.set_num_threads(0)
         return
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"num_threads: is {n!r}, expected an integer")
-    if not 1 <= n <= 4096:
+    try:
+        if isinstance(n, bool):
+            raise TypeError
+        number = operator.index(n)
+    except TypeError:
+        raise TypeError(f"num_threads: is {n!r}, expected an integer") from None
+    if not 1 <= number <= 4096:
         raise ValueError(f"num_threads: is {n}, expected 1 to 4096")
-    _core.set_num_threads(n)
+    _core.set_num_threads(number)
 
 
 def get_num_threads() -> int:

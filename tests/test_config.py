@@ -39,7 +39,7 @@ def test_number_of_threads_out_of_range(bad):
 
 
 @pytest.mark.usefixtures("restore_threads")
-@pytest.mark.parametrize("bad", [1.5, "2", True, [1]])
+@pytest.mark.parametrize("bad", [1.5, "2", True, [1], np.array([1, 2])], ids=repr)
 def test_number_of_threads_of_another_type(bad):
     with pytest.raises(TypeError, match="num_threads.*" + re.escape(repr(bad))):
         cattn.set_num_threads(bad)

@@ -1,10 +1,25 @@
 """Arrays of other libraries are read in place, and read-only ones too."""
 
+import sys
+
 import numpy as np
 import pytest
 from support import assert_ran, assert_same, run_python
 
 import cattn
+
+
+class Exporter:
+    """An array that is nothing but its `__dlpack__`."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **options):
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
 
 
 def arrays(dtype="float32"):
@@ -98,18 +113,6 @@ def test_read_only_arrays():
 
 
 def test_the_exporter_is_kept_alive_only_while_it_is_read():
-    class Exporter:
-        def __init__(self, array):
-            self.array = array
-
-        def __dlpack__(self, **more):
-            return self.array.__dlpack__(**more)
-
-        def __dlpack_device__(self):
-            return self.array.__dlpack_device__()
-
-    import sys
-
     q = np.ones((2, 3), np.float32)
     before = sys.getrefcount(q)
     cattn.attention(*[Exporter(q)] * 3)
@@ -126,28 +129,15 @@ def test_ml_dtypes_is_not_imported_unless_used():
     assert_ran(run_python(code))
 
 
-class OnlyDlpack:
-    """An array that is nothing but its `__dlpack__`."""
-
-    def __init__(self, array):
-        self._array = array
-
-    def __dlpack__(self, **options):
-        return self._array.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self._array.__dlpack_device__()
-
-
 def test_objects_that_have_dlpack_alone():
     q, k, v, dout = arrays("float64")
-    given = [OnlyDlpack(x) for x in (q, k[:1], v[:1])]
+    given = [Exporter(x) for x in (q, k[:1], v[:1])]
     out, lse, _ = cattn.attention(*given, return_lse=True)
     expected = cattn.attention_backward(dout, q, k[:1], v[:1], out, lse)
     assert_same(cattn.attention_backward(dout, *given, out, lse), expected)
     assert_same(cattn.rope(given[0], range(6)), cattn.rope(q, range(6)))
     assert_same(
-        cattn.merge_attention(OnlyDlpack(out), OnlyDlpack(lse), out, lse),
+        cattn.merge_attention(Exporter(out), Exporter(lse), out, lse),
         cattn.merge_attention(out, lse, out, lse),
     )
 
