@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+import sys
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -140,7 +141,8 @@ def _tables(
     """Cosines and sines per row of x, (..., L, pairs), in the dtype that the core computes in."""
     if x.ndim < 2:
         raise ValueError(f"{name}: shape {x.shape} has too few axes, expected at least 2")
-    length = x.shape[-3] if layout == "blhd" and x.ndim >= 3 else x.shape[-2]
+    rows_first = isinstance(layout, str) and layout == "blhd" and x.ndim >= 3
+    length = x.shape[-3] if rows_first else x.shape[-2]
     if (cos is None) != (sin is None):
         raise ValueError("cos, sin: one table is given without the other")
     if cos is None or sin is None:
@@ -157,6 +159,11 @@ def _tables(
     rows = tables[0].shape[-2]
     if rows not in (1, length):
         raise ValueError(f"{rows_of}: {rows} rows, expected {length} like {name}")
+    lead, own = x.shape[:-3], tables[0].shape[:-2]
+    if len(own) > len(lead) or any(
+        n not in (1, m) for n, m in zip(reversed(own), reversed(lead), strict=False)
+    ):
+        raise ValueError(f"{rows_of}: has leading axes {own}, which do not fit {name}'s, {lead}")
     dtype = np.float64 if x.dtype.itemsize == 8 else np.float32
     first, second = (np.ascontiguousarray(table, dtype) for table in tables)
     return first, second
@@ -165,19 +172,18 @@ def _tables(
 def _computed_tables(positions: ArrayLike, base: float, dim: int) -> tuple[Array, Array]:
     if isinstance(base, bool) or not isinstance(base, numbers.Real):
         raise TypeError(f"base: is {base!r}, expected a number")
-    if not (np.isfinite(base) and base > 0):
+    if not 0 < base <= sys.float_info.max:
         raise ValueError(f"base: is {base!r}, expected a finite number above 0")
     angles = _positions(positions, "iuf")[..., None] * float(base) ** (-np.arange(0, dim, 2) / dim)
     return np.cos(angles), np.sin(angles)
 
 
 def _given_tables(cos: ArrayLike, sin: ArrayLike, rotary_dim: int | None) -> tuple[Array, Array]:
-    first, second = np.asarray(cos), np.asarray(sin)
+    first, second = _core.as_array("cos", cos), _core.as_array("sin", sin)
     for name, table in (("cos", first), ("sin", second)):
-        if table.ndim < 2 or table.shape != first.shape or table.dtype.kind != "f":
+        if table.ndim < 2 or table.shape != first.shape:
             raise ValueError(
-                f"{name}: shape {table.shape} and dtype {table.dtype}, expected two tables "
-                "(..., positions, rotary_dim / 2) of floats"
+                f"{name}: shape {table.shape}, expected two tables (..., positions, rotary_dim / 2)"
             )
     dim = 2 * first.shape[-1]
     if rotary_dim is not None and _integer(rotary_dim) != dim:

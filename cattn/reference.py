@@ -705,10 +705,11 @@ def _rotate(
 
     if cos is None or sin is None:
         frequencies = float(base) ** (-2 * t / features)
-        angles = np.asarray(positions)[..., None] * frequencies
+        angles = np.atleast_1d(np.asarray(positions))[..., None] * frequencies
         cos, sin = np.cos(angles), np.sin(angles)
     elif positions is not None:
-        cos, sin = (np.asarray(table)[np.asarray(positions)] for table in (cos, sin))
+        rows = np.atleast_1d(np.asarray(positions)).astype(int)
+        cos, sin = (np.asarray(table)[rows] for table in (cos, sin))
     # The same for all heads: (..., 1, L, half).
     c, s = (np.asarray(a, np.float64)[..., None, :, :] for a in (cos, sin))
     s = direction * s

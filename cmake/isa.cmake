@@ -61,7 +61,9 @@ cattn_isa(avx512bf16 "x86_64|AMD64" avx512_bf16 ${CATTN_AVX512_FLAGS} -mavx512bf
 cattn_isa(amx     "x86_64|AMD64" amx_bf16 ${CATTN_AVX512_FLAGS} -mavx512bf16 -mavx512vbmi
   -mamx-tile -mamx-bf16)
 cattn_runs_here(emulates avx512_bf16)
-if(CATTN_EMULATED_TILES AND emulates)
+if(CATTN_EMULATED_TILES AND NOT emulates)
+  message(STATUS "Without emulated tiles, which take AVX512-BF16")
+elseif(CATTN_EMULATED_TILES)
   cattn_isa(amx_emulated "x86_64|AMD64" avx512_bf16 ${CATTN_AVX512_FLAGS} -mavx512bf16 -mavx512vbmi)
 endif()
 # GCC would load so far ahead of the products that accumulators go to memory.

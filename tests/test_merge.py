@@ -60,3 +60,14 @@ def test_errors(dtype):
         cattn.merge_attention(out_a.astype(np.int64), lse_a, out_b, lse_b)
     with pytest.raises(TypeError, match=r"lse_b.*complex128"):
         cattn.merge_attention(out_a, lse_a, out_b, lse_b.astype(complex))
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_other_classes_of_arrays(dtype):
+    """Matrices and masked arrays are read as the numbers that they hold."""
+    out, lse = normal(2, 4, 2, dtype=dtype), normal(2, 4, dtype=dtype, seed=1)
+    expected = cattn.merge_attention(out[0], lse[0], out[1], lse[1])
+    matrices = np.matrix(out[0]), lse[0], np.matrix(out[1]), np.ma.array(lse[1], mask=lse[1] > 0)
+    merged = cattn.merge_attention(*matrices)
+    assert [type(a) for a in merged] == [np.ndarray, np.ndarray]
+    assert_same(merged, expected)

@@ -189,8 +189,9 @@ Argument input(const char* name, const py::object& object, Kind kind) {
 py::object as_array(const char* name, const py::object& object) {
   const Argument argument = input(name, object, Kind::floating);
   if (!argument) throw py::type_error(std::string(name) + ": is None, expected an array");
-  const auto array = py::reinterpret_borrow<py::array>(argument.array);
-  if (array.dtype().kind() != 'u') return argument.array;
+  // Of NumPy's own class: matrices and masked arrays have an arithmetic of their own.
+  const py::object array = py::module_::import("numpy").attr("asarray")(argument.array);
+  if (array.attr("dtype").attr("kind").cast<std::string>() != "u") return array;
   return array.attr("view")(dtype_of(argument.description.dtype));
 }
 

@@ -23,6 +23,7 @@ py::object integer_of(const char* name, const py::handle& object, const char* ex
   if (!is_integer(object)) wrong_type(name, object, expected);
   auto number = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
   if (!number) {  // an array, say
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
     PyErr_Clear();
     wrong_type(name, object, expected);
   }

@@ -330,8 +330,9 @@ struct Problem::Reader {
       const double most = computes_in_double() ? std::numeric_limits<double>::max()
                                                : std::numeric_limits<float>::max();
       if (!(std::abs(o.scale) <= most / 2)) {  // it is multiplied by log2(e)
-        value_error("scale: is " + std::to_string(o.scale) + ", expected a finite number" +
-                    (std::isfinite(o.scale) ? " well within what the arrays can hold" : ""));
+        value_error(
+            "scale: is " + std::to_string(o.scale) + ", expected a finite number" +
+            (std::isfinite(o.scale) ? " within half of the range of what is computed in" : ""));
       }
     }
     if (p.flags & CATTN_HAS_SOFTCAP) {
@@ -340,9 +341,9 @@ struct Problem::Reader {
         value_error("softcap: is " + std::to_string(o.softcap) +
                     ", expected a finite number above 0");
       }
-      // Beyond these tanh is linear, or all scores are as good as 0.
-      o.softcap = computes_in_double() ? std::clamp(o.softcap, 1e-200, 1e300)
-                                       : std::clamp(o.softcap, 1e-20, 1e30);
+      // So large a one changes no score, and below so small a one they are as good as 0.
+      if (o.softcap > (computes_in_double() ? 1e300 : 1e30)) o.softcap = 0;
+      if (o.softcap > 0) o.softcap = std::max(o.softcap, computes_in_double() ? 1e-200 : 1e-20);
     }
   }
 

@@ -669,7 +669,8 @@ void row_terms(const RowTermsTask& t) {
     const T delta = empty ? T(0) : X::sum_lanes(sum) - (dlse ? dlse[r * t.dlse_stride] : T(0));
     static_cast<T*>(t.delta)[r] = with_short_nan(delta);
     if (t.dsink && !empty && t.sink != -__builtin_inf()) {
-      const double exponent = (t.sink - static_cast<double>(row_lse)) * kLog2e;
+      const double above = (t.sink - static_cast<double>(row_lse)) * kLog2e;
+      const double exponent = above > 0 ? 0 : above;  // by the roundings of a large lse
       dsink -= static_cast<double>(exp2_scalar(static_cast<T>(exponent))) * delta;
     }
   }

@@ -310,7 +310,8 @@ void decode(const DecodeTask& task) {
     const Index stride = task.v.row_stride;
     const S* const keys = static_cast<const S*>(task.k.data) + block.first_key * task.k.row_stride;
     const S* const values = static_cast<const S*>(task.v.data) + block.first_key * stride;
-    // Heads whose factor is not that of the first one hide some.
+    // Of heads with other factors than the first one's, some do not fold the scale: `hides` is
+    // true.
     const bool finite = score_rows(rows, attended, block.cols, scratch.query, query_stride, keys,
                                    task.k.row_stride, t.head_dim, scratch.score, factor_of(t));
     // A score of -inf is a mask too, where it makes a difference.

@@ -328,12 +328,11 @@ CATTN_INLINE void row_scales(typename Vec<T>::V lse, Index count, RowScale<T>* s
   X::store(factors, exp2_polynomial<T>(X::sub(X::zero(), f)));
   X::store(rests, f);
   for (Index r = 0; r < count; ++r) {
-    const bool empty = shifts[r] == -T(__builtin_inff());
-    const T size = __builtin_fabs(shifts[r]);
-    const bool vague = size >= kLargestShift<T> && size < T(__builtin_inff());
-    scales[r] = empty || vague ? kNoRow<T>
-                               : RowScale<T>{with_short_nan(shifts[r]), with_short_nan(factors[r]),
-                                             with_short_nan(rests[r])};
+    const T size = shifts[r] < T(0) ? -shifts[r] : shifts[r];
+    scales[r] = size >= kLargestShift<T>
+                    ? kNoRow<T>
+                    : RowScale<T>{with_short_nan(shifts[r]), with_short_nan(factors[r]),
+                                  with_short_nan(rests[r])};
   }
 }
 

@@ -123,7 +123,10 @@ CATTN_INLINE void shift_row(T* s, Index begin, Index end, T shift) {
 template <class T>
 CATTN_INLINE void softcap_row(T* s, Index begin, Index end, T scale, T cap, T* slope) {
   using X = Vec<T>;
-  const auto inner = X::set1(scale / cap), outer = X::set1(cap), one = X::set1(T(1));
+  constexpr T largest = sizeof(T) == 8 ? T(__DBL_MAX__) : T(__FLT_MAX__);
+  const T steep = scale / cap;
+  const auto inner = X::min(X::set1(largest), X::max(X::set1(-largest), X::set1(steep)));
+  const auto outer = X::set1(cap), one = X::set1(T(1));
   for (Index c = begin; c < end; c += X::width) {
     const auto t = tanh<T>(X::mul(X::load(s + c), inner));
     X::store(s + c, X::mul(t, outer));
