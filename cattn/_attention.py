@@ -232,9 +232,9 @@ def attention_backward(
     gradients = _core.attention_backward(
         dout, q, k, v, out, lse, dlse, None, wanted_gradients(grads), options
     )
+    layout = options.get("layout", DEFAULTS["layout"])
     for name, of in (("q", q), ("k", k), ("v", v)):
         if name in gradients:
-            layout = options.get("layout", DEFAULTS["layout"])
             gradients[name] = _sum_to_input(name, gradients[name], of, layout)
     return AttentionGrads(*map(gradients.get, ("q", "k", "v", "bias", "sinks")))
 

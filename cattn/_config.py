@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import platform
 from pathlib import Path
 
 from cattn import _core
+from cattn._options import as_integer
 
 __version__: str = _core.version()
 
@@ -25,6 +25,8 @@ def set_num_threads(n: int | None) -> None:
     ------
     ValueError
         If n is less than 1 or more than 4096.
+    TypeError
+        If n is not an integer.
 
     Examples
     --------
@@ -38,12 +40,7 @@ def set_num_threads(n: int | None) -> None:
     if n is None:
         _core.set_num_threads(0)
         return
-    try:
-        if isinstance(n, bool):
-            raise TypeError
-        number = operator.index(n)
-    except TypeError:
-        raise TypeError(f"num_threads: is {n!r}, expected an integer") from None
+    number = as_integer("num_threads", n)
     if not 1 <= number <= 4096:
         raise ValueError(f"num_threads: is {n}, expected 1 to 4096")
     _core.set_num_threads(number)

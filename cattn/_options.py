@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
@@ -70,6 +71,16 @@ def show_options(*, without: Sequence[str] = ()) -> Callable[[_Function], _Funct
         return function
 
     return show
+
+
+def as_integer(name: str, number: object) -> int:
+    """Read an argument that is to be an integer of any type but bool."""
+    try:
+        if isinstance(number, bool):
+            raise TypeError
+        return operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: is {number!r}, expected an integer") from None
 
 
 #: What `attention_backward` can differentiate by.

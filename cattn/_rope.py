@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numbers
-import operator
 import sys
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cattn import _core
-from cattn._options import Layout
+from cattn._options import Layout, as_integer
 from cattn._types import Array
 
 
@@ -186,7 +185,7 @@ def _given_tables(cos: ArrayLike, sin: ArrayLike, rotary_dim: int | None) -> tup
                 f"{name}: shape {table.shape}, expected two tables (..., positions, rotary_dim / 2)"
             )
     dim = 2 * first.shape[-1]
-    if rotary_dim is not None and _integer(rotary_dim) != dim:
+    if rotary_dim is not None and as_integer("rotary_dim", rotary_dim) != dim:
         raise ValueError(
             f"rotary_dim: is {rotary_dim}, the tables have {dim // 2} columns, expected {dim}"
         )
@@ -206,15 +205,6 @@ def _looked_up(tables: tuple[Array, Array], positions: ArrayLike) -> tuple[Array
     return cos[rows], sin[rows]
 
 
-def _integer(rotary_dim: int) -> int:
-    try:
-        if isinstance(rotary_dim, bool):
-            raise TypeError
-        return operator.index(rotary_dim)
-    except TypeError:
-        raise TypeError(f"rotary_dim: is {rotary_dim!r}, expected an integer") from None
-
-
 def _even_part(name: str, size: int, rotary_dim: int | None) -> int:
     """How many of `size` features are turned."""
     if rotary_dim is None:
@@ -223,7 +213,7 @@ def _even_part(name: str, size: int, rotary_dim: int | None) -> int:
                 f"{name}: has {size} features, expected an even number, or give rotary_dim"
             )
         return size
-    dim = _integer(rotary_dim)
+    dim = as_integer("rotary_dim", rotary_dim)
     if dim < 0 or dim % 2 or dim > size:
         raise ValueError(f"rotary_dim: is {dim}, expected an even number up to {size}")
     return dim

@@ -121,11 +121,14 @@ def test_one_head_without_an_axis_beside_others(dtype, flat, lead):
     out, lse, _ = cattn.attention(*arrays, layout="blhd", return_lse=True)
     gradients = cattn.attention_backward(out, *arrays, out, lse, layout="blhd")
     assert [g.shape for g in gradients[:3]] == [a.shape for a in arrays]
-    heads_first = [a if a.ndim == 2 else a.swapaxes(-2, -3) for a in arrays]
-    results = [a if a.ndim == 2 else a.swapaxes(-2, -3) for a in (out,)]
-    expected = cattn.attention_backward(*results, *heads_first, *results, lse)
+
+    def swapped(a):
+        return a if a.ndim == 2 else a.swapaxes(-2, -3)
+
+    rows = swapped(out)
+    expected = cattn.attention_backward(rows, *map(swapped, arrays), rows, lse)
     for actual, of in zip(gradients[:3], expected[:3], strict=True):
-        assert_same(actual, of if of.ndim == 2 else of.swapaxes(-2, -3))
+        assert_same(actual, swapped(of))
 
 
 @pytest.mark.parametrize("axes", [4, 8, 12, 16])
