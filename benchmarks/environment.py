@@ -36,6 +36,10 @@ _ISA_VARIABLES: dict[str, dict[str, str]] = {
     },
 }
 
+#: What holds OpenBLAS to a kernel on machines that must also run old versions of it, which choose
+#: one that fails there. The versions that are measured choose well, and are slowed by it.
+_LEFT_OUT = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
 
 def variables(threads: int, held_to: str | None) -> dict[str, str]:
     """Environment of a measuring process; `held_to` None leaves every library its best."""
@@ -46,7 +50,8 @@ def variables(threads: int, held_to: str | None) -> dict[str, str]:
     if held_to is not None:
         chosen["CATTN_ISA"] = held_to
         chosen.update(_ISA_VARIABLES.get(held_to, {}))
-    return {**os.environ, **chosen}
+    kept = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
+    return {**kept, **chosen}
 
 
 def held_to() -> str | None:

@@ -316,6 +316,23 @@ assert refusal(require_memory, short, 1) is None
     assert_ran(run_python(code, str(BENCHMARKS)))
 
 
+def test_the_environment_of_what_is_measured():
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from environment import variables
+
+os.environ.update(OPENBLAS_CORETYPE="Prescott", OPENBLAS_L2_SIZE="1", KEPT="yes")
+best = variables(2, None)  # OpenBLAS chooses its kernels itself
+assert best["KEPT"] == "yes" and best["OPENBLAS_NUM_THREADS"] == "2"
+assert not {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "ATEN_CPU_CAPABILITY"} & set(best)
+held = variables(1, "avx2")
+assert held["OPENBLAS_CORETYPE"] == "Haswell" and held["CATTN_ISA"] == "avx2"
+assert "OPENBLAS_L2_SIZE" not in held
+"""
+    assert_ran(run_python(code, str(BENCHMARKS)))
+
+
 def test_the_readme_is_written_from_a_file(ideal, tmp_path):
     readme = tmp_path / "README.md"
     begin, end = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"

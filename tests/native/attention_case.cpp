@@ -456,7 +456,9 @@ void print_worst_ratios() {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (int32_t i = 0; cattn_available_isa(i); ++i) names.emplace_back(cattn_available_isa(i));
+  for (int32_t i = 0; const char* name = cattn_available_isa(i); ++i) {
+    if (options().isa.empty() || options().isa == name) names.emplace_back(name);
+  }
   return names;
 }
 

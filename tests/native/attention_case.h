@@ -117,7 +117,7 @@ class Attention {
 // Prints the largest err/bound of each output so far, per instruction set and dtype.
 void print_worst_ratios();
 
-// The instruction sets that run here.
+// The instruction sets that run here, or the one that was asked for.
 std::vector<std::string> available_isas();
 
 // Runs a case on every instruction set in float32 and float64, or in all dtypes.

@@ -13,6 +13,7 @@ int summary();
 // Settings of this run, from the command line.
 struct Options {
   bool openmp = true;  // false: every team of threads comes from an executor of std::threads
+  std::string isa;     // cases run on this instruction set only, if it is not empty
 };
 Options& options();
 

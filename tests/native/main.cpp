@@ -1,4 +1,4 @@
-// cattn_native_tests [--no-openmp] [section...]
+// cattn_native_tests [--no-openmp] [--isa NAME] [section...]
 #include <cstdio>
 #include <string_view>
 #include <vector>
@@ -26,7 +26,7 @@ constexpr Section kSections[] = {
 };
 
 int usage() {
-  std::printf("usage: cattn_native_tests [--no-openmp] [section...]\nsections:");
+  std::printf("usage: cattn_native_tests [--no-openmp] [--isa NAME] [section...]\nsections:");
   for (const Section& section : kSections) std::printf(" %s", section.name.data());
   std::printf("\n");
   return 2;
@@ -41,6 +41,14 @@ int main(int argc, char** argv) {
     const std::string_view argument = argv[i];
     if (argument == "--no-openmp") {
       cattn::test::options().openmp = false;
+      continue;
+    }
+    if (argument == "--isa" && i + 1 < argc) {
+      cattn::test::options().isa = argv[++i];
+      if (cattn::test::available_isas().empty()) {
+        std::printf("%s does not run here\n", argv[i]);
+        return 2;
+      }
       continue;
     }
     const size_t before = chosen.size();
