@@ -8,7 +8,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-import cattn._installed  # noqa: F401  (before all that needs the core)
+from cattn import _installed  # noqa: F401  (before all that needs the core)
 from cattn._attention import attention, attention_backward, merge_attention
 from cattn._config import (
     __version__,
@@ -58,3 +58,7 @@ def __getattr__(name: str) -> Any:
 
         return importlib.import_module(f"cattn.{name}")
     raise AttributeError(f"module 'cattn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__  # those that are not loaded yet too

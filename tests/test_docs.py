@@ -48,3 +48,4 @@ def test_every_public_name_exists():
         assert getattr(cattn, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         cattn.no_such_name  # noqa: B018
+    assert dir(cattn) == sorted(cattn.__all__)  # lm and reference before they are loaded too
