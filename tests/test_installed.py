@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -86,6 +89,32 @@ def test_wheel():
         assert not [binary for binary in libraries if b"_emulated" in binary]  # for tests alone
         assert any(name.startswith("cattn/_core.") and name.endswith(".so") for name in names)
         assert not [name for name in names if name.startswith(("tests/", "src/", "benchmarks/"))]
+
+
+PROJECT = """
+cmake_minimum_required(VERSION 3.21)
+project(embedding C)
+find_package(cattn {version} REQUIRED PATHS ${{dir}} NO_DEFAULT_PATH)
+add_executable(program {source})
+target_link_libraries(program PRIVATE cattn::cattn m)
+"""
+
+
+def test_a_c_program_finds_the_package(tmp_path):
+    """As the README says it: find_package, in the folder that get_cmake_dir() names."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cmake = shutil.which("cmake", path=path)
+    assert cmake, "the test extra brings it"
+    source, build = SOURCE / "tests" / "native" / "embed.c", tmp_path / "build"
+    text = PROJECT.format(version=cattn.__version__, source=source)
+    (tmp_path / "CMakeLists.txt").write_text(text)
+    for command in (
+        [cmake, "-S", tmp_path, "-B", build, f"-Ddir={cattn.get_cmake_dir()}"],
+        [cmake, "--build", build],
+        [build / "program"],
+    ):
+        process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_the_interpreter_ends_cleanly():
