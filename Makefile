@@ -10,7 +10,7 @@ SOURCES := $(shell find src cmake cattn -type f -not -name '*.pyc' 2>/dev/null) 
 
 .DEFAULT_GOAL := help
 .PHONY: help demo learn test test-python torch test-native test-asan test-tsan test-neon lint format \
-	bench bench-peers bench-memory bench-plots wheel clean
+	hooks bench bench-peers bench-memory bench-plots wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,10 @@ format: $(VENV)/.installed ## let the formatters rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files '*.cpp' '*.h' '*.c' | xargs $(BIN)/clang-format -i
+
+hooks: $(VENV)/.installed ## lint before each commit, by pre-commit
+	$(BIN)/python -m pip install --quiet pre-commit
+	$(BIN)/pre-commit install
 
 bench: $(VENV)/.installed ## two minutes of timings: against whatever peers are installed, and of every option
 	$(BIN)/python benchmarks/run.py --quick

@@ -79,7 +79,8 @@ def _readme_part(run: Run, source: str, whole: str, pictures: str) -> str:
     others = [_with_version(run, peer) for peer in run.peers]
     against = f" beside {_listed(others)}" if others else ""
     caption = (
-        f"float32 on {threads} cores of {run.machine['cpu']} ({isa}{peak}){against}. "
+        f"float32 on {threads} cores of {run.machine['cpu']} ({isa}{peak}){against}, measured on "
+        f"{run.date[:10]}. "
         '"±" is the spread of cattn\'s time, "of peak" its share of the multiply-adds that '
         'the machine can do, "vs" how many times longer the others take. '
         f"[All tables]({whole}), from [one run]({source})."

@@ -274,8 +274,9 @@ def merge_attention(
 
     Returns
     -------
-    (out, lse) : ndarrays of the shapes and dtypes of the inputs
-        Half types are joined in float32 and rounded once.
+    (out, lse) : ndarrays, shapes of the inputs
+        `out` has the dtype of `out_a`; half types are joined in float32 and rounded once. `lse` is
+        float32, or float64 where an input is.
 
     Raises
     ------

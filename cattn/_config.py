@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 
 from cattn import _core
-from cattn._options import as_integer
 
 __version__: str = _core.version()
 
@@ -18,8 +17,8 @@ def set_num_threads(n: int | None) -> None:
     Parameters
     ----------
     n : int or None
-        At least 1. None goes back to the default: ``OMP_NUM_THREADS`` if it is set, else the cores
-        that this process may use.
+        1 to 4096. None goes back to the default: ``OMP_NUM_THREADS`` if it is set, else the cores
+        that this process may use, by its affinity and the quota of its control group.
 
     Raises
     ------
@@ -37,13 +36,7 @@ def set_num_threads(n: int | None) -> None:
     1
     >>> cattn.set_num_threads(before)
     """
-    if n is None:
-        _core.set_num_threads(0)
-        return
-    number = as_integer("num_threads", n)
-    if not 1 <= number <= 4096:
-        raise ValueError(f"num_threads: is {n}, expected 1 to 4096")
-    _core.set_num_threads(number)
+    _core.set_num_threads(n)
 
 
 def get_num_threads() -> int:

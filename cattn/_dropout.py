@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cattn import _core
+from cattn._options import as_integer
 from cattn._types import Array
 
 
@@ -44,4 +45,7 @@ def dropout_mask(shape: Sequence[int], dropout: float, seed: int | None) -> Arra
     >>> mask.dtype, bool(abs(mask.mean() - 0.75) < 0.01)
     (dtype('bool'), True)
     """
-    return _core.dropout_mask(list(shape), dropout, seed)
+    sizes = [as_integer("shape", n) for n in shape]
+    if any(not 0 <= n < 2**63 for n in sizes):
+        raise ValueError(f"shape: is {tuple(sizes)}, expected sizes of 0 to 2**63 - 1")
+    return _core.dropout_mask(sizes, dropout, seed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cattn._options import Options
 
 
-@show_options(without=["layout"])
+@show_options(without=["layout", "kv_lengths"])
 def attention_varlen(
     q: ArrayLike,
     k: ArrayLike,
@@ -85,7 +85,7 @@ def attention_varlen(
     return result
 
 
-@show_options(without=["layout"])
+@show_options(without=["layout", "kv_lengths"])
 def attention_varlen_backward(
     dout: ArrayLike,
     q: ArrayLike,

@@ -565,14 +565,19 @@ def _positions(
     """Where each query stands among the keys, and the keys' own numbers."""
     queries, keys = x.q.shape[-2], x.k.shape[-2]
     if causal_offset is None:
-        causal_offset = (keys if kv_lengths is None else np.asarray(kv_lengths)) - queries
+        causal_offset = (keys if kv_lengths is None else _integers(kv_lengths)) - queries
     position: Array = np.arange(queries)[:, None] + _per_entry(causal_offset)
     return position, np.arange(keys)
 
 
 def _per_entry(a: ArrayLike) -> Array:
     """One number for each batch entry, or one for all, beside ``(..., Hq, Lq, Lk)``."""
-    return np.asarray(a)[..., None, None, None]
+    return _integers(a)[..., None, None, None]
+
+
+def _integers(a: ArrayLike) -> Array:
+    """Integers of any width, of which differences do not wrap around."""
+    return np.asarray(a).astype(np.int64, casting="same_kind")
 
 
 def _seen(

@@ -63,10 +63,12 @@ typedef struct cattn_executor {
               void* argument);
 } cattn_executor;
 
+enum { CATTN_MOST_THREADS = 4096 };
+
 enum {
   CATTN_CAUSAL = 1u << 0,     /* key j is seen by query i when j <= i + causal_offset */
   CATTN_HAS_SCALE = 1u << 1,  /* use `scale`, not the default 1/sqrt(D) */
-  CATTN_BLHD = 1u << 2,       /* q, k, v, out, dout, dq, dk, dv are (..., L, H, D) */
+  CATTN_BLHD = 1u << 2,       /* q, k, v, out, their gradients and tangents are (..., L, H, D) */
   CATTN_HAS_SOFTCAP = 1u << 3 /* use `softcap` */
 };
 
@@ -133,10 +135,11 @@ CATTN_API void cattn_attention_init(cattn_attention* problem);
 CATTN_API cattn_status cattn_attention_shapes(const cattn_attention* problem, cattn_array* out,
                                               cattn_array* lse, cattn_array* weights);
 
-/* out, lse, weights = attention(q, k, v, options). Writes only what is given. */
+/* out, lse, weights = attention(q, k, v, options). lse and weights are written if given. */
 CATTN_API cattn_status cattn_attention_forward(const cattn_attention* problem);
 
-/* dq, dk, dv, dbias from dout, dlse and what the forward call returned. */
+/* dq, dk, dv, dbias, dsinks from dout, dlse and what the forward call returned. Writes only what is
+ * given. */
 CATTN_API cattn_status cattn_attention_backward(const cattn_attention* problem);
 
 /* out and out_tangent: how out moves when q, k and v move by their tangents. */
@@ -166,7 +169,8 @@ CATTN_API cattn_status cattn_rope_apply(const cattn_rope* problem);
 CATTN_API const char* cattn_error_message(void);
 
 /* Threads a call may use when its num_threads is 0; n == 0 goes back to the default, which is
- * OMP_NUM_THREADS or else the cores that this process may use. */
+ * OMP_NUM_THREADS or else the cores that this process may use, by its affinity and the quota of its
+ * control groups. */
 CATTN_API cattn_status cattn_set_num_threads(int32_t n);
 CATTN_API int32_t cattn_get_num_threads(void);
 

@@ -513,7 +513,8 @@ def attention_backward_bound(
             if dtype.name in HALVES:
                 bounds[name] = rounded(bounds[name], value, dtype)
             else:
-                bounds[name] = bounds[name] + unit_roundoff(dtype) * (abs(value) + bounds[name])
+                last = unit_roundoff(dtype) * (abs(value) + bounds[name])
+                bounds[name] = bounds[name] + last + np.finfo(dtype).smallest_subnormal / 2
     return AttentionGrads(*(bounds[n] if n in grads else None for n in owners))
 
 

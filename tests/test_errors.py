@@ -86,6 +86,57 @@ def test_wrong_shapes_in_the_backward_pass(changes, message):
         call_backward(**changes)
 
 
+def test_messages_show_shapes_as_they_were_given():
+    """Layouts are exchanged inside, not in what a caller reads."""
+    q, k, lse = ones(1, 5, 2, 4), ones(1, 6, 2, 4), ones(1, 2, 5)
+    for dout, says in ((ones(1, 2, 5, 4), "2 rows, expected 5"), (ones(1, 5, 4, 4), "4 heads")):
+        message = parts("dout", str(dout.shape), says)
+        with pytest.raises(ValueError, match=message):
+            cattn.attention_backward(dout, q, k, k, q, lse, layout="blhd")
+    with pytest.raises(ValueError, match=parts("k", "(2, 6, 2, 4)", "(3,)")):
+        cattn.attention(ones(3, 5, 2, 4), *[ones(2, 6, 2, 4)] * 2, layout="blhd")
+    with pytest.raises(ValueError, match=parts("dout", "(3, 2, 4)", "3 rows, expected 5")):
+        cattn.attention_varlen_backward(
+            ones(3, 2, 4), q[0], k[0], k[0], q[0], lse[0], [0, 5], [0, 6]
+        )
+
+
+class Raises:
+    """An object whose every conversion raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def convert(self, *arguments, **options):
+        raise self.error
+
+    __array__ = __float__ = __index__ = convert
+
+
+class RaisesAsTensor(Raises):
+    __dlpack__ = Raises.convert
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), MemoryError()], ids=repr)
+def test_what_inputs_raise_is_not_hidden(error):
+    values = {"q": RaisesAsTensor(error), "k": Raises(error), "scale": Raises(error)}
+    for name, value in values.items():
+        with pytest.raises(type(error)):
+            call(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "given", [[[1.0], [1.0, 2.0]], Raises(ValueError("no"))], ids=["ragged", "raises"]
+)
+def test_why_something_is_no_array(given):
+    with pytest.raises(TypeError, match=r"^q: ") as caught:
+        call(q=given)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
 UNSUPPORTED = ["int32", "int64", "uint8", "bool", "complex64", "complex128", "longdouble", "object"]
 
 

@@ -6,6 +6,7 @@ from cases import Case, check_backward, check_forward, problem
 from support import assert_same, normal
 
 import cattn
+from cattn import reference
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -53,6 +54,42 @@ def test_one_offset_per_batch_entry(dtype, integer):
             dout[one], q[one], k[one], v[one], out[one], lse[one], dlse=dlse[one], **alone
         )
         assert_same(tuple(own[:3]), tuple(g[one] for g in gradients[:3]))
+
+
+@pytest.mark.parametrize("integer", [np.int8, np.uint8, np.uint16, np.uint64])
+@pytest.mark.parametrize("which", ["kv_lengths", "causal_offset"])
+def test_the_reference_takes_integers_of_any_width(integer, which):
+    """Differences of lengths, offsets and numbers of queries do not wrap around."""
+    q = normal(2, 1, 200, 4, dtype=np.float64)
+    k, v = normal(2, 1, 90, 4, dtype=np.float64, count=2)
+    numbers = [3, 90]
+    expected = reference.attention(q, k, v, causal=True, **{which: numbers})
+    narrow = reference.attention(q, k, v, causal=True, **{which: np.array(numbers, integer)})
+    assert_same(narrow, expected)
+    out = cattn.attention(q, k, v, causal=True, **{which: np.array(numbers, integer)})
+    np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_windows_and_offsets_as_far_as_integers_reach():
+    q, k, v = np.zeros((1, 2)), np.zeros((4, 2)), np.arange(4.0)[:, None]
+
+    def seen(**options):
+        weights = cattn.attention(q, k, v, return_weights=True, **options).weights
+        return (weights[0] > 0).tolist()
+
+    everything, nothing, last = [True] * 4, [False] * 4, [False, True, True, True]
+    far, farthest = 2**62, 2**63 - 1
+    assert seen(window=(far - 1, None), causal_offset=far) == last
+    assert seen(window=(None, far - 2), causal_offset=-far + 3) == [True, True, False, False]
+    assert seen(window=(2**60, None), causal_offset=2**61) == nothing
+    assert seen(window=(farthest, farthest), causal_offset=farthest) == everything
+    assert seen(window=(farthest, 0), causal_offset=-farthest - 1) == nothing
+    assert seen(causal=True, causal_offset=farthest) == everything
+    slopes = np.array([1e-18])
+    result = cattn.attention(
+        q, k, v, causal_offset=far, alibi_slopes=slopes, causal=True, return_lse=True
+    )
+    assert result.lse[0] == pytest.approx(np.log(4) - 1e-18 * far)
 
 
 def test_negative_offsets_per_batch_entry(dtype):

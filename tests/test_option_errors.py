@@ -127,10 +127,10 @@ def test_gradients_of_what_is_not_given(word):
 
 @pytest.mark.parametrize("which", ["dq", "dk", "dv"])
 def test_tangents_are_like_their_inputs(which):
-    tangents = {"dq": ONES, "dk": ONES, "dv": ONES}
-    with pytest.raises(ValueError, match=rf"^{which}: shape \(2, 2, 4\), expected .*\(2, 3, 4\)"):
+    tangents, of = {"dq": ONES, "dk": ONES, "dv": ONES}, f"{which}, the tangent of {which[1]}"
+    with pytest.raises(ValueError, match=rf"^{of}: shape \(2, 2, 4\), expected .*\(2, 3, 4\)"):
         cattn.attention_jvp(ONES, ONES, ONES, **{**tangents, which: ONES[:, :2]})
-    with pytest.raises(TypeError, match=f"^{which}: dtype float64"):
+    with pytest.raises(TypeError, match=f"^{of}: dtype float64"):
         cattn.attention_jvp(ONES, ONES, ONES, **{**tangents, which: ONES.astype(float)})
     with pytest.raises(TypeError, match=f"^{which}: is None"):
         cattn.attention_jvp(ONES, ONES, ONES, **{**tangents, which: None})
@@ -138,7 +138,10 @@ def test_tangents_are_like_their_inputs(which):
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     (((3,), 0.1, 1), ValueError, "shape: has 1 axes"),
-    (((2, -3), 0.1, 1), ValueError, "shape: has a negative axis"),
+    (((2, -3), 0.1, 1), ValueError, r"shape: is \(2, -3\), expected"),
+    (((2, 2**63), 0.1, 1), ValueError, "shape: is .2, 9223372036854775808., expected"),
+    (((2, 3.0), 0.1, 1), TypeError, "shape: is 3.0, expected an integer"),
+    (((2, True), 0.1, 1), TypeError, "shape: is True, expected an integer"),
     (((2, 3), 1.0, 1), ValueError, "dropout: is 1"),
     (((2, 3), 0.1, None), ValueError, "seed: is None"),
     (((2, 3), 0.1, 2**64), ValueError, "seed: is"),
@@ -153,7 +156,7 @@ def test_signatures_show_every_option_and_its_default(name):
     function, packed = getattr(cattn, f"attention{name}"), "varlen" in name
     shown = inspect.signature(function).parameters
     defaults = {n: p.default for n, p in shown.items() if p.kind is p.KEYWORD_ONLY}
-    options = set(Options.__annotations__) - ({"layout"} if packed else set())
+    options = set(Options.__annotations__) - ({"layout", "kv_lengths"} if packed else set())
     assert set(defaults) - {"return_lse", "return_weights", "out", "dlse", "grads"} == options
     assert all(p.kind is not p.VAR_KEYWORD for p in shown.values())
     assert options <= set(get_type_hints(function))

@@ -105,6 +105,26 @@ def test_the_gil_is_released(dtype):
         thread.join()
 
 
+FEW_THREADS = """
+import resource, numpy as np, cattn
+q = np.random.default_rng(0).standard_normal((1, 64, 512, 64), dtype=np.float32)
+expected = cattn.attention(q, q, q, num_threads=1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+for _ in range(2):
+    assert (cattn.attention(q, q, q, num_threads=64) == expected).all()
+print("alive")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux counts it")
+def test_threads_that_cannot_be_had():
+    """libgomp ends a process whose threads the system does not start."""
+    process = run_python(FEW_THREADS)
+    assert_ran(process)
+    assert process.stdout.split() == ["alive"]
+
+
 FORK = """
 import os, signal, sys, time
 import numpy as np

@@ -40,7 +40,7 @@ const char* expected(Kind kind) {
     case Kind::rows:
     case Kind::floating: return "float32, float64, float16 or bfloat16";
     case Kind::boolean: return "bool (True = may attend)";
-    case Kind::integer: return "an integer";
+    case Kind::integer: return "an integer of at most 64 bits";
   }
   return "";
 }
@@ -90,6 +90,18 @@ py::array converted(const py::array& a, const py::object& dtype) {
       [&] { return PyObject_CallMethod(a.ptr(), "astype", "Os", dtype.ptr(), "C"); });
   if (!copy) throw py::error_already_set();
   return py::reinterpret_steal<py::array>(copy);
+}
+
+// What numpy.asarray makes of an object.
+py::array as_numpy(const char* name, const py::object& object) {
+  const py::object asarray = py::module_::import("numpy").attr("asarray");
+  PyObject* const array = returning_to_python(
+      [&] { return PyObject_CallFunctionObjArgs(asarray.ptr(), object.ptr(), nullptr); });
+  if (array) return py::reinterpret_steal<py::array>(array);
+  py::error_already_set error;
+  if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_ValueError)) throw error;
+  py::raise_from(error, PyExc_TypeError, (std::string(name) + ": is not an array").c_str());
+  throw py::error_already_set();
 }
 
 py::dtype dtype_of(int32_t code) {
@@ -157,11 +169,7 @@ Argument input(const char* name, const py::object& object, Kind kind) {
       dtype = CATTN_BFLOAT16;
     }
   } else {
-    array = returning_to_python([&] { return py::array::ensure(object); });
-    if (!array) {
-      PyErr_Clear();
-      throw py::type_error(std::string(name) + ": is not an array");
-    }
+    array = as_numpy(name, object);
   }
   if (dtype == 0) dtype = dtype_code(array, kind);
   if (dtype == 0) {

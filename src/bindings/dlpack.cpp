@@ -109,6 +109,7 @@ DlpackArray from_dlpack(const char* name, const py::object& object) {
   try {
     capsule = export_capsule(object);
   } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
     py::raise_from(
         error, PyExc_TypeError,
         (std::string(name) + ": cannot be read: " + py::str(error.value()).cast<std::string>())

@@ -6,6 +6,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/attention.h"
+#include "bindings/options.h"
 #include "cattn.h"
 
 namespace py = pybind11;
@@ -20,7 +21,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("rope", &rope);
   m.def("as_array", &as_array);
 
-  m.def("set_num_threads", [](int32_t n) { raise_on_error(cattn_set_num_threads(n)); });
+  m.def("set_num_threads",
+        [](const py::object& n) { raise_on_error(cattn_set_num_threads(parse_num_threads(n))); });
   m.def("get_num_threads", &cattn_get_num_threads);
   m.def("version", &cattn_version);
 

@@ -14,6 +14,12 @@ std::string shown(const py::handle& object) { return py::repr(object).cast<std::
   throw py::type_error(std::string(name) + ": is " + shown(object) + ", expected " + expected);
 }
 
+// Whether the error that is set says what an object is, and not, say, that Ctrl-C was pressed.
+bool is_about_value() {
+  return PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError) ||
+         PyErr_ExceptionMatches(PyExc_OverflowError);
+}
+
 bool is_integer(const py::handle& object) {
   return PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr());
 }
@@ -161,6 +167,7 @@ double parse_number(const char* name, const py::object& object) {
   if (PyBool_Check(object.ptr())) wrong_type(name, object, "a number");
   const double value = PyFloat_AsDouble(object.ptr());
   if (value == -1.0 && PyErr_Occurred()) {
+    if (!is_about_value()) throw py::error_already_set();
     PyErr_Clear();
     wrong_type(name, object, "a number");
   }
@@ -170,8 +177,9 @@ double parse_number(const char* name, const py::object& object) {
 int32_t parse_num_threads(const py::object& object) {
   if (object.is_none()) return 0;
   const long long n = parse_integer("num_threads", object, "an integer");
-  if (n < 1 || n > 4096) {
-    throw py::value_error("num_threads: is " + shown(object) + ", expected 1 to 4096");
+  if (n < 1 || n > CATTN_MOST_THREADS) {
+    throw py::value_error("num_threads: is " + shown(object) + ", expected 1 to " +
+                          std::to_string(CATTN_MOST_THREADS));
   }
   return static_cast<int32_t>(n);
 }

@@ -94,7 +94,9 @@ cattn_status cattn_attention_jvp(const cattn_attention* problem) {
 
 cattn_status cattn_dropout_mask(double dropout, uint64_t seed, const cattn_array* mask) {
   return guarded([&] {
-    cattn::dropout_mask(cattn::dropout_of(dropout, seed), *mask, cattn::kernel_table().dropout_row);
+    const cattn::Dropout chosen = cattn::dropout_of(dropout, seed);
+    if (!mask || !cattn::given(*mask)) cattn::value_error("mask: is required");
+    cattn::dropout_mask(chosen, *mask, cattn::kernel_table().dropout_row);
   });
 }
 
@@ -115,12 +117,7 @@ cattn_status cattn_rope_apply(const cattn_rope* problem) {
 const char* cattn_error_message(void) { return t_message.c_str(); }
 
 cattn_status cattn_set_num_threads(int32_t n) {
-  return guarded([&] {
-    if (n < 0) {
-      cattn::value_error("num_threads: is " + std::to_string(n) + ", expected at least 1");
-    }
-    cattn::set_default_num_threads(n);
-  });
+  return guarded([&] { cattn::set_default_num_threads(cattn::checked_num_threads(n)); });
 }
 
 int32_t cattn_get_num_threads(void) { return cattn::default_num_threads(); }

@@ -24,14 +24,19 @@ void exchange_layout(cattn_array& a) {
   std::swap(a.strides[a.ndim - 2], a.strides[a.ndim - 3]);
 }
 
-std::string described(const char* name, const cattn_array& a) {
-  return std::string(name) + ": shape " + shape_text(a);
+std::string shown_shape(cattn_array a, bool exchanged) {
+  if (exchanged) exchange_layout(a);
+  return shape_text(a);
 }
 
-void check_array(const char* name, const cattn_array& a, int least_ndim) {
+std::string described(Name name, const cattn_array& a) {
+  return std::string(name.text) + ": shape " + shown_shape(a, name.exchanged);
+}
+
+void check_array(Name name, const cattn_array& a, int least_ndim) {
   if (a.ndim < 0 || a.ndim > CATTN_MAX_NDIM) {
-    value_error(std::string(name) + ": has " + std::to_string(a.ndim) + " axes, expected at most " +
-                std::to_string(CATTN_MAX_NDIM));
+    value_error(std::string(name.text) + ": has " + std::to_string(a.ndim) +
+                " axes, expected at most " + std::to_string(CATTN_MAX_NDIM));
   }
   if (a.ndim < least_ndim) {
     value_error(described(name, a) + " has too few axes, expected at least " +
@@ -62,7 +67,7 @@ Index axis(const cattn_array& a, int from_end) {
   return a.ndim >= from_end ? a.shape[a.ndim - from_end] : 1;
 }
 
-void BatchShape::join(const char* name, const cattn_array& a, int inner) {
+void BatchShape::join(Name name, const cattn_array& a, int inner) {
   const int n = a.ndim > inner ? a.ndim - inner : 0;
   if (n > ndim) {
     for (int i = 0; i < ndim; ++i) shape[n - 1 - i] = shape[ndim - 1 - i];
@@ -87,7 +92,7 @@ std::string BatchShape::text() const {
   return shape_text(a);
 }
 
-View make_view(const char* name, const cattn_array& a, const BatchShape& batch, Inner inner,
+View make_view(Name name, const cattn_array& a, const BatchShape& batch, Inner inner,
                bool full_batch) {
   View view;
   view.data = static_cast<char*>(a.data);
@@ -123,23 +128,22 @@ View make_view(const char* name, const cattn_array& a, const BatchShape& batch, 
   return view;
 }
 
-void check_dtype(const char* name, const cattn_array& a, int32_t expected, const char* whose) {
+void check_dtype(Name name, const cattn_array& a, int32_t expected, const char* whose) {
   if (a.dtype != expected) {
-    type_error(std::string(name) + ": dtype " + dtype_text(a.dtype) + ", expected " +
+    type_error(std::string(name.text) + ": dtype " + dtype_text(a.dtype) + ", expected " +
                dtype_text(expected) + whose);
   }
 }
 
-void check_contiguous(const char* name, const cattn_array& a) {
+void check_contiguous(Name name, const cattn_array& a) {
   bool empty = false;
   for (int i = 0; i < a.ndim; ++i) empty = empty || a.shape[i] == 0;
   if (!empty && a.ndim > 0 && a.shape[a.ndim - 1] > 1 && a.strides[a.ndim - 1] != 1) {
-    value_error(std::string(name) + ": the last axis must be contiguous");
+    value_error(std::string(name.text) + ": the last axis must be contiguous");
   }
 }
 
-void check_axis(const char* name, const cattn_array& a, int from_end, Index expected,
-                const char* what) {
+void check_axis(Name name, const cattn_array& a, int from_end, Index expected, const char* what) {
   if (axis(a, from_end) != expected) {
     value_error(described(name, a) + " has " + std::to_string(axis(a, from_end)) + " " + what +
                 ", expected " + std::to_string(expected));

@@ -6,6 +6,14 @@
 
 namespace cattn {
 
+// What messages call an array. exchanged: the caller gave it as (..., L, H, D), and sees it so.
+struct Name {
+  Name(const char* of, bool is_exchanged = false)  // NOLINT: meant to be implicit
+      : text(of), exchanged(is_exchanged) {}
+  const char* text;
+  bool exchanged;
+};
+
 // One array, broadcast to (batch..., heads, rows, cols). Strides in elements, 0 where broadcast.
 struct View {
   char* data = nullptr;
@@ -22,7 +30,7 @@ struct BatchShape {
   Index shape[CATTN_MAX_NDIM];  // set up to ndim
 
   // Broadcasts all but the last `inner` axes of an array into it.
-  void join(const char* name, const cattn_array& a, int inner);
+  void join(Name name, const cattn_array& a, int inner);
   std::string text() const;
 };
 
@@ -35,7 +43,7 @@ struct Inner {
 };
 
 // full_batch: the leading axes are all there; else they broadcast.
-View make_view(const char* name, const cattn_array& a, const BatchShape& batch, Inner inner,
+View make_view(Name name, const cattn_array& a, const BatchShape& batch, Inner inner,
                bool full_batch);
 
 inline bool given(const cattn_array& a) { return a.data != nullptr; }
@@ -45,14 +53,15 @@ Index axis(const cattn_array& a, int from_end);
 void exchange_layout(cattn_array& a);
 
 std::string dtype_text(int32_t dtype);
+// The shape of an array as the caller gave it.
+std::string shown_shape(cattn_array a, bool exchanged);
 // An argument for messages: its name and shape.
-std::string described(const char* name, const cattn_array& a);
+std::string described(Name name, const cattn_array& a);
 
 // Each throws an Error that names the argument.
-void check_array(const char* name, const cattn_array& a, int least_ndim);
-void check_dtype(const char* name, const cattn_array& a, int32_t expected, const char* whose);
-void check_contiguous(const char* name, const cattn_array& a);
-void check_axis(const char* name, const cattn_array& a, int from_end, Index expected,
-                const char* what);
+void check_array(Name name, const cattn_array& a, int least_ndim);
+void check_dtype(Name name, const cattn_array& a, int32_t expected, const char* whose);
+void check_contiguous(Name name, const cattn_array& a);
+void check_axis(Name name, const cattn_array& a, int from_end, Index expected, const char* what);
 
 }  // namespace cattn

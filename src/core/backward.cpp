@@ -51,7 +51,7 @@ struct Entry {
 };
 
 // The query side of one pair. Blocks follow one another.
-struct PackedQueries {
+struct QuerySide {
   char *queries, *grads_out;  // per (query head of the group, query block)
   uint8_t* flags;
   char *row_scales, *delta;   // per (query head of the group, query)
@@ -117,7 +117,7 @@ class Backward {
           [&](Index pair, int32_t thread) {
             const Entry& e = entry(pair);
             const Index h = pair % p_.heads_kv;
-            const PackedQueries packed = packed_queries(e, h, thread);
+            const QuerySide packed = packed_queries(e, h, thread);
             for (Index b = 0; b < e.group_query_blocks; ++b) pack_queries(e, h, b, packed);
           },
           [&](Index pair, Index run, int32_t owner, int32_t thread) {
@@ -216,7 +216,7 @@ class Backward {
   }
 
   // Where the query side of a pair is packed: in its own place, or in its thread's.
-  PackedQueries packed_queries(const Entry& e, Index h, int32_t thread) const {
+  QuerySide packed_queries(const Entry& e, Index h, int32_t thread) const {
     Sizes at;
     if (shared_) {
       const Index first = e.first_queries + h * e.group_query_blocks;
@@ -224,7 +224,7 @@ class Backward {
     } else {
       at.add(most_, thread);
     }
-    PackedQueries pair;
+    QuerySide pair;
     pair.queries = data_ + queries_at_ + at.queries * query_bytes_;
     pair.grads_out = data_ + grads_out_at_ + at.queries * grad_out_bytes_;
     pair.flags = reinterpret_cast<uint8_t*>(data_ + query_flags_at_ + at.marks);
@@ -278,7 +278,7 @@ class Backward {
     *packed.flags = flags;
   }
 
-  void pack_queries(const Entry& e, Index h, Index block, const PackedQueries& packed) const {
+  void pack_queries(const Entry& e, Index h, Index block, const QuerySide& packed) const {
     const Index b = e.batch, head = query_head_of(e, h, block);
     const Index first = e.sequence.first_query + first_query(e, block), rows = query_rows(e, block);
     const ConstRows q = p_.rows(p_.q, b, head, first), dout = p_.rows(p_.dout, b, head, first);
@@ -313,7 +313,7 @@ class Backward {
       if (attended.count == 0) flush_dq(e, h, block, nullptr);
     }
   }
-  void clear_dq(const Entry& e, Index block, const PackedQueries& packed) const {
+  void clear_dq(const Entry& e, Index block, const QuerySide& packed) const {
     k_.clear({packed.dq + block * dq_bytes_, true, query_rows(e, block), p_.head_dim});
   }
   // Where the `numbers` per row of a query block stand.
@@ -323,7 +323,7 @@ class Backward {
   }
 
   BackwardTask task(const Entry& e, Index key_block, const PackedKeys& keys, Index block,
-                    const PackedQueries& packed, const ScoreTerms& terms) const {
+                    const QuerySide& packed, const ScoreTerms& terms) const {
     BackwardTask t{};
     t.rows = query_rows(e, block);
     t.first_query = first_query(e, block);
@@ -379,7 +379,7 @@ class Backward {
   }
 
   // A run of key blocks from `first` on against all the query blocks that attend them.
-  void key_blocks_at(const Entry& e, Index h, Index first, const PackedQueries& packed,
+  void key_blocks_at(const Entry& e, Index h, Index first, const QuerySide& packed,
                      int32_t thread) const {
     const Index end = std::min(first + run_length_, e.key_blocks);
     const BlockRange range = query_blocks_of(e, first, end - first);
@@ -449,7 +449,7 @@ class Backward {
   // The key blocks of a query block take turns in adding to dq; the last one writes the result.
   // Where the turn has come already, dq is done with the rest.
   void backward_in_turn(const Entry& e, Index h, Index key_block, Index block,
-                        const PackedQueries& packed, BackwardTask& t, bool attends) const {
+                        const QuerySide& packed, BackwardTask& t, bool attends) const {
     std::atomic<Index>& turn = packed.turns[block];
     void* const dq = packed.dq + block * dq_bytes_;
     if (turn.load(std::memory_order_acquire) == key_block) t.dq = dq;
@@ -575,7 +575,7 @@ class Backward {
       const Range keys = range(p_.bias_cols_broadcast, e.key_blocks, of.key_block);
       for (Index h = heads.begin; h < heads.end; ++h) {
         const ScoreTerms terms = p_.terms(e.batch, h), unmasked = without_mask(terms);
-        const PackedQueries packed = packed_queries(e, h / p_.group, thread);
+        const QuerySide packed = packed_queries(e, h / p_.group, thread);
         for (Index key_block = keys.begin; key_block < keys.end; ++key_block) {
           const BlockRange attending = query_blocks_of(e, key_block);
           const Index from = std::max(queries.begin, attending.first);

@@ -6,6 +6,7 @@
 
 #include "core/attention.h"
 #include "core/error.h"
+#include "core/forward_task.h"
 #include "core/key_packer.h"
 #include "core/mask_blocks.h"
 #include "core/parallel.h"
@@ -26,11 +27,7 @@ constexpr Index kFewestPackedParts = 4;
 constexpr double kTimesAsLong = 4;
 
 // One batch entry. Its parts and rows are numbered behind those of the entries before.
-struct Entry {
-  Index batch;
-  Sequence sequence;
-  Band band;
-  BlockRange blocks;  // key blocks that are attended
+struct Entry : Attended {
   Way way;
   Index parts;       // of one head; 0: the entry is not for this nest
   Index first_part;  // (kv head, part) in order
@@ -43,13 +40,13 @@ class Decode {
       : p_(problem),
         k_(kernels),
         packer_(problem, kernels),
-        threads_(threads_for(p_, kTimesAsLong * flops(few), call_)),
+        threads_(threads_for(p_, kTimesAsLong * forward_flops(p_, few), call_)),
         mask_blocks_(p_, k_.forward_tiling, threads_, few),
         row_bytes_((kPartNumbers + ceil_div(p_.value_dim, kPartStep) * kPartStep) *
                    k_.arithmetic_size) {
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
-      Entry e{b, p_.sequence(b), p_.band(b), {}, Way::in_place, 0, parts_, kept_};
+      Entry e{{b, p_.sequence(b), p_.band(b), {}}, Way::in_place, 0, parts_, kept_};
       if (are_among(few, p_, e.sequence)) {
         e.blocks = key_blocks(e.band, 0, e.sequence.queries, k_.forward_tiling.key_block);
         e.way = way_of(p_, e.sequence, few.most_in_parts);
@@ -95,10 +92,6 @@ class Decode {
   }
 
  private:
-  double flops(Entries few) const {
-    return 2 * estimated_scores(p_, few) * static_cast<double>(p_.head_dim + p_.value_dim);
-  }
-
   // Of one head.
   Index parts_for(const Entry& e) const {
     const Index key_bytes = (p_.head_dim + p_.value_dim) * p_.k.element_size;
@@ -113,24 +106,11 @@ class Decode {
 
   // All queries of a head, as far as they do not depend on keys.
   ForwardTask task_of(const Entry& e, Index h, const ScoreTerms& terms, int32_t thread) const {
-    ForwardTask task{};
-    const Index b = e.batch, row = e.sequence.first_query;
-    task.q = p_.rows(p_.q, b, h, row);
-    task.rows = e.sequence.queries;
-    task.head_dim = p_.head_dim;
-    task.value_dim = p_.value_dim;
-    task.band = e.band;
-    task.first_block = e.blocks.first;
-    task.end_block = e.blocks.first + e.blocks.count;
-    task.terms = &terms;
-    task.sink = p_.sink(h);
-    task.mask_kinds = mask_blocks_.of(b, h, 0);
-    task.out = p_.writable_rows(p_.out, b, h, row);
-    if (p_.lse) {
-      task.lse = p_.at(p_.lse, b, h, row);
-      task.lse_stride = p_.lse.row_stride;
-    } else if (own_lse_) {
-      const Index of_sequence = p_.packed ? row : b * p_.heads_q * p_.queries;
+    ForwardTask task = forward_task(p_, e, h, 0, e.sequence.queries, terms);
+    task.mask_kinds = mask_blocks_.of(e.batch, h, 0);
+    if (own_lse_) {
+      const Index of_sequence =
+          p_.packed ? e.sequence.first_query : e.batch * p_.heads_q * p_.queries;
       task.lse = lse_ + (of_sequence + h * p_.queries) * k_.arithmetic_size;
       task.lse_stride = 1;
     }
@@ -215,8 +195,7 @@ class Decode {
     const ForwardTask task = task_of(e, h, terms, thread);
     if (e.parts > 1) k_.merge({&task, kept_of(e, h, 0), e.parts});
     if (p_.weights) {
-      k_.decode_weights(weights_task(p_, e.batch, h, e.sequence.first_query, task),
-                        keys_of(e, p_.k, h / p_.group));
+      k_.decode_weights(weights_task(p_, e, h, task), keys_of(e, p_.k, h / p_.group));
     }
   }
 

@@ -1,7 +1,9 @@
 #include "core/dispatch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <iterator>
 #include <vector>
 
 #include "core/cpu.h"
@@ -108,6 +110,12 @@ const KernelTable* find(const std::string& name, const char* who) {
 
 std::atomic<const KernelTable*> g_table{nullptr};
 
+bool holds(const HeadSizes& sizes, const HeadSize& size) {
+  return std::any_of(std::begin(sizes.least), std::end(sizes.least), [&](const HeadSize& least) {
+    return size.depth >= least.depth && size.queries >= least.queries && size.keys >= least.keys;
+  });
+}
+
 }  // namespace
 
 const KernelTable& kernel_table() {
@@ -133,7 +141,7 @@ const KernelSet& kernel_set(const KernelTable& table, int32_t dtype, cattn_preci
     case CATTN_PRECISION_MEDIUM: return table.float32_medium;
     case CATTN_PRECISION_HIGHEST: break;
   }
-  return table.float32_sizes.hold(size) ? table.float32 : table.multiply_adds->float32;
+  return holds(table.float32_sizes, size) ? table.float32 : table.multiply_adds->float32;
 }
 
 void set_isa(const std::string& name) {

@@ -25,6 +25,13 @@ void dropout_mask(const Dropout& dropout, const cattn_array& mask,
                   void (*dropout_row)(const DropoutRow&)) {
   check_dtype("mask", mask, CATTN_BOOL, "");
   check_array("mask", mask, 2);
+  Index contiguous = 1;
+  for (int i = mask.ndim - 1; i >= 0; --i) {
+    if (mask.shape[i] > 1 && mask.strides[i] != contiguous) {
+      value_error("mask: must be contiguous, with the last axis innermost");
+    }
+    contiguous = checked_multiply(contiguous, mask.shape[i]);
+  }
   const Index keys = axis(mask, 1), queries = axis(mask, 2), heads = axis(mask, 3);
   Index rows = 1;
   for (int i = 0; i + 1 < mask.ndim; ++i) rows = checked_multiply(rows, mask.shape[i]);

@@ -5,6 +5,7 @@
 
 #include "core/attention.h"
 #include "core/error.h"
+#include "core/forward_task.h"
 #include "core/key_packer.h"
 #include "core/mask_blocks.h"
 #include "core/parallel.h"
@@ -15,11 +16,7 @@ namespace cattn {
 namespace {
 
 // One batch entry. Work and packed memory are numbered entry after entry.
-struct Entry {
-  Index batch;
-  Sequence sequence;
-  Band band;
-  BlockRange blocks;   // key blocks that are attended
+struct Entry : Attended {
   Index query_blocks;  // of one head
   Index first_packed;  // (kv head, key block) in order
   Index first_item;    // (kv head, query block, head of the group) in order
@@ -42,11 +39,11 @@ class Forward {
         packer_(problem, kernels),
         tangents_(tangents),
         wanted_(wanted),
-        threads_(threads_for(p_, flops(), call_)),
+        threads_(threads_for(p_, forward_flops(p_, wanted), call_)),
         tiling_{query_block_of(p_, kernels.forward_tiling.query_block), packer_.key_block()} {
     entries_.reserve(static_cast<size_t>(p_.batch));
     for (Index b = 0; b < p_.batch; ++b) {
-      Entry e{b, p_.sequence(b), p_.band(b), {}, 0, packed_blocks_, items_};
+      Entry e{{b, p_.sequence(b), p_.band(b), {}}, 0, packed_blocks_, items_};
       entries_.push_back(e);
       if (!are_among(wanted_, p_, e.sequence)) continue;
       e.blocks = key_blocks(e.band, 0, e.sequence.queries, tiling_.key_block);
@@ -133,10 +130,6 @@ class Forward {
                     threads_, p_.executor);
   }
 
-  double flops() const {
-    return 2 * estimated_scores(p_, wanted_) * static_cast<double>(p_.head_dim + p_.value_dim);
-  }
-
   void lay_out(Place end) {
     const auto part = [&](Index count, Index bytes) {
       return layout_.add(checked_multiply(count, bytes));
@@ -193,47 +186,34 @@ class Forward {
   void attend(const Entry& e, Index kv_head, Index part, Place where, int32_t thread) const {
     const auto [h, block] = query_block(e, kv_head, part);
     const Index first_query = block * tiling_.query_block;
-    const Index row = e.sequence.first_query + first_query, b = e.batch;
-    const ScoreTerms terms = p_.terms(b, h);
+    const Index rows = std::min(tiling_.query_block, e.sequence.queries - first_query);
+    const ScoreTerms terms = p_.terms(e.batch, h);
     const PackedPair keys = packed(where, 0);
-    ForwardTask task{};
-    task.q = p_.rows(p_.q, b, h, row);
-    task.rows = std::min(tiling_.query_block, e.sequence.queries - first_query);
-    task.first_query = first_query;
-    task.head_dim = p_.head_dim;
-    task.value_dim = p_.value_dim;
-    task.band = e.band;
-    task.terms = &terms;
-    task.sink = p_.sink(h);
+    ForwardTask task = forward_task(p_, e, h, first_query, rows, terms);
     task.keys = keys.keys;
     task.values = keys.values;
     task.value_flags = keys.value_flags;
-    task.first_block = e.blocks.first;
-    task.end_block = e.blocks.first + e.blocks.count;
-    task.mask_kinds = mask_blocks_->of(b, h, block);
-    task.out = p_.writable_rows(p_.out, b, h, row);
-    if (p_.lse) {
-      task.lse = p_.at(p_.lse, b, h, row);
-      task.lse_stride = p_.lse.row_stride;
-    } else if (own_lse_) {
+    task.mask_kinds = mask_blocks_->of(e.batch, h, block);
+    if (own_lse_) {
       task.lse = data_ + lse_at_ + thread * lse_bytes_;
       task.lse_stride = 1;
     }
     if (part + 1 < p_.group * e.query_blocks) {
       const auto [next_head, next_block] = query_block(e, kv_head, part + 1);
       const Index next_row = e.sequence.first_query + next_block * tiling_.query_block;
-      task.next_q = p_.rows(p_.q, b, next_head, next_row).data;
+      task.next_q = p_.rows(p_.q, e.batch, next_head, next_row).data;
     }
     task.scratch = data_ + scratch_at_ + thread * scratch_bytes_;
     if (tangents_) {
       const PackedPair moved = packed(where, 1);
-      k_.jvp({&task, p_.rows(p_.q_tangent, b, h, row), moved.keys, moved.values, moved.value_flags,
-              p_.writable_rows(p_.out_tangent, b, h, row)});
+      const Index row = e.sequence.first_query + first_query;
+      k_.jvp({&task, p_.rows(p_.q_tangent, e.batch, h, row), moved.keys, moved.values,
+              moved.value_flags, p_.writable_rows(p_.out_tangent, e.batch, h, row)});
       return;
     }
     k_.forward(task);
     if (!p_.weights) return;
-    k_.weights(weights_task(p_, b, h, row, task));
+    k_.weights(weights_task(p_, e, h, task));
   }
 
   const Problem& p_;

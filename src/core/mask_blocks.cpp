@@ -44,13 +44,15 @@ MaskBlocks::MaskBlocks(const Problem& problem, const Tiling& tiling, int32_t thr
                        Entries entries) {
   if (!problem.mask) return;
   per_head_ = problem.mask.head_stride != 0;
+  same_rows_ = problem.mask.row_stride == 0;
   const Index planes = per_head_ ? problem.heads_q : 1;
   Index kinds = 0, items = 0;
   for (Index b = 0; b < problem.batch; ++b) {
     const Sequence s = problem.sequence(b);
     const Index queries = are_among(entries, problem, s) ? s.queries : 0;
-    Entry e{ceil_div(queries, tiling.query_block), ceil_div(s.keys, tiling.key_block), kinds, items,
-            b};
+    // Of a mask that is the same for all queries one row of blocks says it all.
+    Entry e{same_rows_ ? std::min<Index>(queries, 1) : ceil_div(queries, tiling.query_block),
+            ceil_div(s.keys, tiling.key_block), kinds, items, b};
     // Batch entries mostly share one mask.
     if (b > 0 && problem.plane(problem.mask, b, 0) == problem.plane(problem.mask, 0, 0) &&
         e.query_blocks == entries_[0].query_blocks && e.key_blocks == entries_[0].key_blocks &&
@@ -79,7 +81,9 @@ void MaskBlocks::classify(const Problem& problem, const Tiling& tiling, const En
   const Index i = query_block * tiling.query_block;
   const Index rows = std::min(tiling.query_block, s.queries - i);
   const Index at = e.first_kind + (head * e.query_blocks + query_block) * e.key_blocks;
-  const BlockRange attended = key_blocks(problem.band(e.batch), i, rows, tiling.key_block);
+  const BlockRange attended = same_rows_
+                                  ? BlockRange{0, e.key_blocks}
+                                  : key_blocks(problem.band(e.batch), i, rows, tiling.key_block);
   for (Index b = attended.first; b < attended.first + attended.count; ++b) {
     const Index j = b * tiling.key_block;
     kinds_[static_cast<size_t>(at + b)] =
@@ -91,6 +95,7 @@ const MaskKind* MaskBlocks::of(Index batch, Index head, Index query_block) const
   if (entries_.empty()) return nullptr;
   const Entry& e = entries_[static_cast<size_t>(batch)];
   const Index plane = per_head_ ? head : 0;
+  if (same_rows_) query_block = 0;
   return kinds_.data() + e.first_kind + (plane * e.query_blocks + query_block) * e.key_blocks;
 }
 

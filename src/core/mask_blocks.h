@@ -26,7 +26,7 @@ class MaskBlocks {
   void classify(const Problem& problem, const Tiling& tiling, const Entry& e, Index head,
                 Index query_block);
 
-  bool per_head_ = false;
+  bool per_head_ = false, same_rows_ = false;
   std::vector<Entry> entries_;
   std::vector<MaskKind> kinds_;
 };

@@ -2,7 +2,6 @@
 
 #include <omp.h>
 #include <pthread.h>
-#include <sched.h>
 #include <strings.h>
 
 #include <algorithm>
@@ -10,29 +9,36 @@
 #include <chrono>
 #include <cstdlib>
 #include <optional>
+#include <string>
 #include <thread>
 #include <vector>
+
+#include "core/cores.h"
+#include "core/error.h"
 
 namespace cattn {
 namespace {
 
 std::atomic<int32_t> g_num_threads{0};
 
-// libgomp keeps its worker threads between parallel regions, a forked child does not inherit them,
-// and its next region would wait for them for ever. A thread that is new in the child has a team
-// of its own, so the child's regions start from such a thread.
-std::atomic<bool> g_team_used{false};
+// An OpenMP runtime keeps the workers of a thread between its parallel regions. A forked child does
+// not inherit them, and libgomp's next region there would wait for them for ever, whoever had begun
+// the one before: this library or another that shares the runtime. So the forking thread gives them
+// back. Within a region it cannot: the child's regions start from a new thread then, which has a
+// team of its own.
 std::atomic<bool> g_team_lost{false};
+bool g_keeps_team = false;  // set and read by the forking thread
 
 std::atomic<int32_t> g_calls{0};  // in progress; a forked child has none of the other threads'
 
-void note_fork() {
-  if (g_team_used.load(std::memory_order_relaxed)) g_team_lost = true;
+void before_fork() { g_keeps_team = omp_pause_resource_all(omp_pause_hard) != 0; }
+void in_child() {
+  if (g_keeps_team) g_team_lost = true;
   g_calls = 0;
 }
 
 struct ForkWatch {
-  ForkWatch() { pthread_atfork(nullptr, nullptr, note_fork); }
+  ForkWatch() { pthread_atfork(before_fork, nullptr, in_child); }
 };
 const ForkWatch g_fork_watch;
 
@@ -111,14 +117,9 @@ void run_openmp(Team& team, int32_t threads) {
 int32_t environment_threads() {
   if (const char* text = std::getenv("OMP_NUM_THREADS")) {
     const long n = std::strtol(text, nullptr, 10);  // a list gives its first number
-    if (n > 0 && n < 4096) return static_cast<int32_t>(n);
+    if (n > 0) return static_cast<int32_t>(std::min<long>(n, CATTN_MOST_THREADS));
   }
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
-#endif
-  const unsigned n = std::thread::hardware_concurrency();
-  return n > 0 ? static_cast<int32_t>(n) : 1;
+  return usable_cores();
 }
 
 }  // namespace
@@ -131,6 +132,14 @@ int32_t default_num_threads() {
 }
 
 void set_default_num_threads(int32_t n) { g_num_threads = n; }
+
+int32_t checked_num_threads(int32_t n) {
+  if (n < 0 || n > CATTN_MOST_THREADS) {
+    value_error("num_threads: is " + std::to_string(n) + ", expected 1 to " +
+                std::to_string(CATTN_MOST_THREADS));
+  }
+  return n;
+}
 
 void Patience::wait() {
   constexpr int kSpins = 2000;
@@ -192,6 +201,29 @@ void wait_for_turn(const std::atomic<Index>& turn, Index wanted) {
 
 namespace {
 
+// So many of `threads` as the system starts for the calling thread: where one cannot be had libgomp
+// ends the process. Asked when a team is to be larger than all before; who computes is all the
+// same.
+int32_t startable_threads(int32_t threads) {
+  thread_local int32_t t_largest = 1;
+  if (threads <= t_largest) return threads;
+  std::atomic<bool> done{false};
+  std::vector<std::thread> others;
+  try {
+    others.reserve(static_cast<size_t>(threads - 1));
+    while (static_cast<int32_t>(others.size()) < threads - 1) {
+      others.emplace_back([&] { done.wait(false); });
+    }
+  } catch (const std::exception&) {  // these are all
+  }
+  done = true;
+  done.notify_all();
+  for (std::thread& other : others) other.join();
+  const auto started = static_cast<int32_t>(others.size()) + 1;
+  t_largest = std::max(t_largest, started);
+  return started;
+}
+
 // `first` and `then` may be null.
 void run_team(const Phase* first, const Phase& last, int32_t threads,
               const cattn_executor* executor, const ItemFunction* then) {
@@ -212,7 +244,7 @@ void run_team(const Phase* first, const Phase& last, int32_t threads,
     std::thread([&] { run_openmp(team, threads); }).join();
     return;
   }
-  g_team_used.store(true, std::memory_order_relaxed);
+  threads = startable_threads(threads);
   run_openmp(team, threads);
 }
 

@@ -11,6 +11,7 @@ namespace cattn {
 
 int32_t default_num_threads();
 void set_default_num_threads(int32_t n);  // 0: back to the environment's
+int32_t checked_num_threads(int32_t n);   // n, or an error; 0 stands for the default
 
 // Non-owning reference to a callable (items are taken often: no allocation).
 class ItemFunction {

@@ -82,20 +82,6 @@ Index query_block_of(const Problem& problem, Index longest) {
   return std::min(query_block, queries * fewest_queries);
 }
 
-WeightsTask weights_task(const Problem& problem, Index b, Index h, Index row,
-                         const ForwardTask& task) {
-  Rows weights = problem.writable_rows(problem.weights, b, h, row);
-  if (!problem.packed) return {&task, problem.keys, weights};
-  const Sequence sequence = problem.sequence(b);
-  const Index element = problem.weights.element_size;
-  for (Index r = 0; r < task.rows; ++r) {
-    char* const whole = static_cast<char*>(weights.data) + r * weights.row_stride * element;
-    std::fill_n(whole, problem.keys * element, char{0});
-  }
-  weights.data = static_cast<char*>(weights.data) + sequence.first_key * element;
-  return {&task, sequence.keys, weights};
-}
-
 Packing choose_packing(const Problem& problem, int32_t threads) {
   // Packed sequences differ in length: as many pairs as the longest would make of the whole.
   Index pairs = problem.batch * problem.heads_kv;

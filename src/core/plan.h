@@ -47,11 +47,6 @@ int32_t threads_for(const Problem& problem, double flops, Call& call);
 // threads nor on the other entries.
 Index query_block_of(const Problem& problem, Index longest);
 
-// What is to be written of the weights of rows from `row` on, of which `task` knows the lse. Where
-// rows are as long as all sequences together, the rest of them is cleared here.
-WeightsTask weights_task(const Problem& problem, Index b, Index h, Index row,
-                         const ForwardTask& task);
-
 // What is packed for a whole pair (batch, kv head), the key side in the forward and the query side
 // in the backward, is either that of one pair at a time, in its thread's own memory, where it stays
 // in the cache and nobody waits for the others' packing; or, where there are not enough pairs to go

@@ -7,6 +7,7 @@
 
 #include "core/dropout.h"
 #include "core/error.h"
+#include "core/parallel.h"
 #include "core/scalar.h"
 
 namespace cattn {
@@ -15,7 +16,12 @@ namespace {
 // Far enough that no query reaches the end, small enough that adding to it cannot overflow.
 constexpr Index kUnbounded = Index{1} << 60;
 
-Index clamped(Index x) { return x < -kUnbounded ? -kUnbounded : x > kUnbounded ? kUnbounded : x; }
+// a + b, no further than that.
+Index moved(Index a, Index b) {
+  Index sum;
+  if (__builtin_add_overflow(a, b, &sum)) sum = b < 0 ? -kUnbounded : kUnbounded;
+  return std::clamp(sum, -kUnbounded, kUnbounded);
+}
 
 constexpr Inner kMatrix{true, true, true}, kRowVector{true, true, false},
     kHeadVector{true, false, false}, kNumber{false, false, false};
@@ -61,7 +67,7 @@ struct Problem::Reader {
     check_dtype("k", p.k, o.dtype, " like q");
     check_dtype("v", p.v, o.dtype, " like q");
     for (const auto& [name, a] : {std::pair{"q", &p.q}, {"k", &p.k}, {"v", &p.v}}) {
-      check_array(name, *a, 2);
+      check_array(ours(name), *a, 2);
       if (o.packed && a->ndim != 3) {
         value_error(std::string(name) + ": shape " + shown(*a) +
                     ", expected three axes (total, heads, size) for packed sequences");
@@ -97,9 +103,9 @@ struct Problem::Reader {
     o.single_head = p.q.ndim == 2 && p.k.ndim == 2 && p.v.ndim == 2;
     o.group = o.heads_kv == 0 ? 1 : o.heads_q / o.heads_kv;
 
-    arrays.join("q", p.q, 3);
-    arrays.join("k", p.k, 3);
-    arrays.join("v", p.v, 3);
+    arrays.join(ours("q"), p.q, 3);
+    arrays.join(ours("k"), p.k, 3);
+    arrays.join(ours("v"), p.v, 3);
     o.q = input("q", p.q);
     o.k = input("k", p.k);
     o.v = input("v", p.v);
@@ -107,7 +113,7 @@ struct Problem::Reader {
 
   View input(const char* name, const cattn_array& a) const {
     check_contiguous(name, a);
-    return make_view(name, a, arrays, kMatrix, false);
+    return make_view(ours(name), a, arrays, kMatrix, false);
   }
 
   // ---- the batch entries: leading axes, or packed sequences ----
@@ -189,7 +195,7 @@ struct Problem::Reader {
   bool is_half() const { return o.dtype != CATTN_FLOAT32 && o.dtype != CATTN_FLOAT64; }
 
   // An array (batch..., heads, rows, cols) of which nothing is broadcast.
-  View exact(const char* name, const cattn_array& a, Index heads, Index rows, Index cols,
+  View exact(Name name, const cattn_array& a, Index heads, Index rows, Index cols,
              bool may_be_wide = false) const {
     if (!given(a)) return View{};
     if (!(may_be_wide && is_half() && a.dtype == CATTN_FLOAT32)) {
@@ -219,15 +225,15 @@ struct Problem::Reader {
   void read_outputs(Direction direction) {
     if (direction == Direction::inputs_only) return;
     require("out", p.out);
-    o.out = exact("out", p.out, o.heads_q, o.queries, o.value_dim);
+    o.out = exact(ours("out"), p.out, o.heads_q, o.queries, o.value_dim);
     if (direction == Direction::backward) {
       require("dout", p.dout);
       require("lse", p.lse);
-      o.dout = exact("dout", p.dout, o.heads_q, o.queries, o.value_dim);
+      o.dout = exact(ours("dout"), p.dout, o.heads_q, o.queries, o.value_dim);
       o.dlse = exact_rows("dlse", p.dlse);
-      o.dq = exact("dq", p.dq, o.heads_q, o.queries, o.head_dim, true);
-      o.dk = exact("dk", p.dk, o.heads_kv, o.keys, o.head_dim, true);
-      o.dv = exact("dv", p.dv, o.heads_kv, o.keys, o.value_dim, true);
+      o.dq = exact(ours("dq"), p.dq, o.heads_q, o.queries, o.head_dim, true);
+      o.dk = exact(ours("dk"), p.dk, o.heads_kv, o.keys, o.head_dim, true);
+      o.dv = exact(ours("dv"), p.dv, o.heads_kv, o.keys, o.value_dim, true);
     } else {
       o.weights = exact("weights", p.weights, o.heads_q, o.queries, o.keys);
     }
@@ -235,17 +241,17 @@ struct Problem::Reader {
   }
 
   void read_tangents() {
-    o.q_tangent = tangent("dq", p.q_tangent, "q", p.q);
-    o.k_tangent = tangent("dk", p.k_tangent, "k", p.k);
-    o.v_tangent = tangent("dv", p.v_tangent, "v", p.v);
+    o.q_tangent = tangent("dq, the tangent of q", p.q_tangent, "q", p.q);
+    o.k_tangent = tangent("dk, the tangent of k", p.k_tangent, "k", p.k);
+    o.v_tangent = tangent("dv, the tangent of v", p.v_tangent, "v", p.v);
     require("out_tangent", p.out_tangent);
-    o.out_tangent = exact("out_tangent", p.out_tangent, o.heads_q, o.queries, o.value_dim);
+    o.out_tangent = exact(ours("out_tangent"), p.out_tangent, o.heads_q, o.queries, o.value_dim);
   }
   View tangent(const char* name, const cattn_array& a, const char* of, const cattn_array& like) {
     require(name, a);
     check_dtype(name, a, o.dtype, " like q");
-    check_array(name, a, 2);
-    check_same_shape(name, a, of, like, o.blhd);
+    check_array(ours(name), a, 2);
+    check_same_shape(ours(name), a, of, like);
     return shared_by_sequences(input(name, a));
   }
   // ---- mask and bias ----
@@ -280,7 +286,7 @@ struct Problem::Reader {
       if (!given(p.bias)) value_error("dbias: there is no bias to differentiate");
       check_dtype("dbias", p.dbias, p.bias.dtype, " like bias");
       check_array("dbias", p.dbias, 0);
-      check_same_shape("dbias", p.dbias, "bias", p.bias, false);
+      check_same_shape("dbias", p.dbias, "bias", p.bias);
       o.dbias_array = p.dbias;
       o.dbias = plane("dbias", p.dbias);
       o.bias_cols_broadcast = axis(p.bias, 1) == 1;
@@ -302,10 +308,7 @@ struct Problem::Reader {
     read_scores();
     read_positions();
     read_softmax(backward);
-    if (p.num_threads < 0) {
-      value_error("num_threads: is " + std::to_string(p.num_threads) + ", expected at least 1");
-    }
-    o.num_threads = p.num_threads;
+    o.num_threads = checked_num_threads(p.num_threads);
     o.executor = p.executor;
   }
 
@@ -398,7 +401,7 @@ struct Problem::Reader {
       if (!given(p.sinks)) value_error("dsinks: there are no sinks to differentiate");
       check_dtype("dsinks", p.dsinks, p.sinks.dtype, " like sinks");
       check_array("dsinks", p.dsinks, 1);
-      check_same_shape("dsinks", p.dsinks, "sinks", p.sinks, false);
+      check_same_shape("dsinks", p.dsinks, "sinks", p.sinks);
       o.dsinks_array = p.dsinks;
     }
     o.dropout = dropout_of(p.dropout, p.seed);
@@ -414,20 +417,18 @@ struct Problem::Reader {
   static void require(const char* name, const cattn_array& a) {
     if (!given(a)) value_error(std::string(name) + ": is required");
   }
-  // A shape as the caller gave it.
-  std::string shown(cattn_array a, bool exchanged) const {
-    if (exchanged) exchange_layout(a);
-    return shape_text(a);
-  }
-  std::string shown(const cattn_array& a) const { return shown(a, o.blhd); }
-  // `exchanged`: the arrays have the caller's layout and were brought into (..., H, L, D).
-  void check_same_shape(const char* name, const cattn_array& a, const char* of,
-                        const cattn_array& like, bool exchanged) const {
+  // The name of an array in the caller's layout.
+  Name ours(const char* name) const { return {name, o.blhd}; }
+  // The shape of one, as the caller gave it.
+  std::string shown(const cattn_array& a) const { return shown_shape(a, o.blhd); }
+  // Arrays of one layout.
+  static void check_same_shape(Name name, const cattn_array& a, const char* of,
+                               const cattn_array& like) {
     bool same = a.ndim == like.ndim;
     for (int i = 0; same && i < a.ndim; ++i) same = a.shape[i] == like.shape[i];
     if (!same) {
-      value_error(std::string(name) + ": shape " + shown(a, exchanged) + ", expected " + of +
-                  "'s " + shown(like, exchanged));
+      value_error(described(name, a) + ", expected " + of + "'s " +
+                  shown_shape(like, name.exchanged));
     }
   }
 
@@ -497,7 +498,7 @@ Sequence Problem::sequence(Index b) const {
 }
 
 Index Problem::offset(Index b) const {
-  if (causal_offset) return clamped(integer(causal_offset, b));
+  if (causal_offset) return integer(causal_offset, b);
   const Sequence s = sequence(b);
   return s.keys - s.queries;
 }
@@ -506,11 +507,10 @@ Band Problem::band(Index b) const {
   Band band{-kUnbounded, kUnbounded, sequence(b).keys};
   if (causal || window_left >= 0 || window_right >= 0) {
     const Index centre = offset(b);
-    if (causal) band.hi_shift = centre + 1;
-    if (window_left >= 0) band.lo_shift = centre - clamped(window_left);
+    if (causal) band.hi_shift = moved(centre, 1);
+    if (window_left >= 0) band.lo_shift = moved(centre, -window_left);
     if (window_right >= 0) {
-      const Index end = centre + clamped(window_right) + 1;
-      if (end < band.hi_shift) band.hi_shift = end;
+      band.hi_shift = std::min(band.hi_shift, moved(moved(centre, window_right), 1));
     }
   }
   return band;
@@ -523,7 +523,7 @@ ScoreTerms Problem::terms(Index b, Index h) const {
   if (bias) terms.bias = {plane(bias, b, h), bias.row_stride, bias.col_stride, bias_storage};
   if (alibi_slopes) {
     terms.alibi_slope = load_scalar(at(alibi_slopes, b, h, 0), slopes_storage);
-    terms.alibi_shift = offset(b);
+    terms.alibi_shift = std::clamp(offset(b), -4 * kUnbounded, 4 * kUnbounded);
   }
   if (mask) terms.mask = {plane(mask, b, h), mask.row_stride, mask.col_stride, {}};
   terms.dropout = dropout;

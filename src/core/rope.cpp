@@ -11,7 +11,9 @@ namespace cattn {
 
 void apply_rope(const cattn_rope& problem, const KernelSet& kernels) {
   cattn_array x = problem.x, out = problem.out;
-  if (problem.flags & CATTN_BLHD) {
+  const bool exchanged = (problem.flags & CATTN_BLHD) != 0;
+  const Name of_x{"x", exchanged}, of_out{"out", exchanged};
+  if (exchanged) {
     exchange_layout(x);
     exchange_layout(out);
   }
@@ -27,21 +29,21 @@ void apply_rope(const cattn_rope& problem, const KernelSet& kernels) {
       type_error("x: dtype " + dtype_text(x.dtype) +
                  ", expected float32, float64, float16 or bfloat16");
   }
-  check_array("x", x, 2);
+  check_array(of_x, x, 2);
   check_contiguous("x", x);
   const Index head_dim = axis(x, 1), rows = axis(x, 2), heads = axis(x, 3);
   BatchShape shape;
-  shape.join("x", x, 3);
+  shape.join(of_x, x, 3);
   constexpr Inner matrix{true, true, true}, table{false, true, true};
 
   check_dtype("out", out, x.dtype, " like x");
-  check_array("out", out, 2);
+  check_array(of_out, out, 2);
   check_contiguous("out", out);
-  check_axis("out", out, 1, head_dim, "columns");
-  check_axis("out", out, 2, rows, "rows");
-  check_axis("out", out, 3, heads, "heads");
-  const View x_view = make_view("x", x, shape, matrix, true);
-  const View out_view = make_view("out", out, shape, matrix, true);
+  check_axis(of_out, out, 1, head_dim, "columns");
+  check_axis(of_out, out, 2, rows, "rows");
+  check_axis(of_out, out, 3, heads, "heads");
+  const View x_view = make_view(of_x, x, shape, matrix, true);
+  const View out_view = make_view(of_out, out, shape, matrix, true);
 
   const Index pairs = axis(problem.cos, 1);
   if (2 * pairs > head_dim) {
@@ -70,7 +72,8 @@ void apply_rope(const cattn_rope& problem, const KernelSet& kernels) {
   };
   // A thread is worth waking for some ten thousand numbers.
   const Index numbers = checked_multiply(checked_multiply(batch, heads), rows * head_dim);
-  const int32_t most = problem.num_threads > 0 ? problem.num_threads : default_num_threads();
+  const int32_t asked = checked_num_threads(problem.num_threads);
+  const int32_t most = asked > 0 ? asked : default_num_threads();
   const auto threads = static_cast<int32_t>(std::clamp<Index>(numbers / 16384, 1, most));
   parallel_items(items, threads, problem.executor, [&](Index item, int32_t) {
     const Index row = item % blocks * kRows, h = item / blocks % heads, b = item / blocks / heads;

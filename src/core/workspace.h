@@ -1,8 +1,5 @@
 // The only allocator: one aligned block per call, kept per calling thread for the next call.
 #pragma once
-#include <cstddef>
-#include <memory>
-
 #include "core/types.h"
 
 namespace cattn {
@@ -22,7 +19,7 @@ class Workspace {
   Index capacity_;
 };
 
-// Lays out parts of a workspace: first add() them all, then allocate, then place() each.
+// Lays out parts of a workspace: first add() them all, then allocate.
 class Layout {
  public:
   // Offset of a part of `bytes` bytes, aligned to kAlignment.

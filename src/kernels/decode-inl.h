@@ -227,9 +227,9 @@ template <class M, class T = typename M::T>
 [[gnu::noinline]] void weigh_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
                                   const ScoreTerms& terms, T factor, Index value_dim, bool mark) {
   if (mark) {
-    softmax_rows<M, true>(scratch, block, terms, factor, false, value_dim);
+    softmax_rows<M, true>(scratch, block, terms, factor, value_dim, {});
   } else {
-    softmax_rows<M, false>(scratch, block, terms, factor, false, value_dim);
+    softmax_rows<M, false>(scratch, block, terms, factor, value_dim, {});
   }
   if (terms.dropout.on) drop_rows<M>(scratch.score, block, terms.dropout);
 }

@@ -48,7 +48,6 @@ struct FmaMatrices {
   using T = Arithmetic;
   using BackwardTiles = BackwardBlocks;
   using Exponential = WholeExponential<T>;
-  using GradientExponential = Exponential;
   static constexpr bool scales_queries = true;   // rounding q once more is as good as rounding s
   static constexpr bool rounds_weights = false;  // for the product with v
   static constexpr int weight_exponent = 0;      // of what rounded weights are multiplied by
@@ -132,7 +131,6 @@ struct FmaMatrices {
     void add_kept_sums(const ScoreBlock&, T*) {}
     CATTN_INLINE void settle() {}
     bool splits(const char*) const { return false; }
-    int keeper(Index, Index) const { return 0; }
 
    private:
     const ForwardTask& t_;

@@ -283,6 +283,25 @@ CATTN_INLINE bool is_bounded(const ForwardTask& t, const PackedQueries<T>& queri
   return key_norm * queries.norm * factor * rounding <= T(kReachOf<M>);
 }
 
+// Whether all keys and values that a task attends are in parts.
+template <class Matrices>
+CATTN_INLINE bool all_split(const Matrices& matrices, const ForwardTask& t, Index key_bytes) {
+  const Range blocks = attended_blocks<float>(t);
+  for (Index b = blocks.begin; b < blocks.end; ++b) {
+    const Index index = b - t.first_block;
+    if (!(t.value_flags[index] & kBlockSplits) || !matrices.splits(t.keys + index * key_bytes))
+      return false;
+  }
+  return true;
+}
+
+constexpr Index kBytesInL2 = 3 << 18;  // of keys and values
+// More than this does not stay in the L2 cache until the next task.
+constexpr Index kMostBytesInL2 = 25 << 16;
+// So much may come while as much is in use.
+constexpr Index kMostBytesAhead = 1 << 19;
+constexpr Index kBlocksPerSum = 4;  // longer ones grow less accurate
+
 CATTN_INLINE MaskKind mask_kind(const ForwardTask& t, Index b) {
   return t.mask_kinds ? t.mask_kinds[b] : MaskKind::full;
 }
@@ -306,25 +325,6 @@ template <class T, class F>
 CATTN_INLINE void for_key_blocks(const ForwardTask& t, F f) {
   for_key_blocks<T>(t, attended_blocks<T>(t), f);
 }
-
-// Whether all keys and values that a task attends are in parts.
-template <class Matrices>
-CATTN_INLINE bool all_split(const Matrices& matrices, const ForwardTask& t, Index key_bytes) {
-  const Range blocks = attended_blocks<float>(t);
-  for (Index b = blocks.begin; b < blocks.end; ++b) {
-    const Index index = b - t.first_block;
-    if (!(t.value_flags[index] & kBlockSplits) || !matrices.splits(t.keys + index * key_bytes))
-      return false;
-  }
-  return true;
-}
-
-constexpr Index kBytesInL2 = 3 << 18;  // of keys and values
-// More than this does not stay in the L2 cache until the next task.
-constexpr Index kMostBytesInL2 = 25 << 16;
-// So much may come while as much is in use.
-constexpr Index kMostBytesAhead = 1 << 19;
-constexpr Index kBlocksPerSum = 4;  // longer ones grow less accurate
 
 // The same for groups of M::row_group rows of `rows`, f(group, its first row, terms, index), as far
 // as they attend something of a block, and finish(its first row) before another group has its turn.
@@ -548,6 +548,23 @@ struct WeighTiles {
 template <class T>
 constexpr bool kLoopsByKind = sizeof(T) == 4 && Tile::loops_by_kind;
 
+// Calls f with what WeighTiles is to know of a block.
+template <class T, class F>
+CATTN_INLINE void with_kind_of_scores(const ScoreBlock& block, const ScoreTerms& terms,
+                                      bool bounded, F f) {
+  if (!kLoopsByKind<T> || !is_plain(terms)) {
+    bounded ? f.template operator()<true, true>() : f.template operator()<false, true>();
+  } else if constexpr (kLoopsByKind<T>) {
+    if (!bounded) {
+      f.template operator()<false, false>();
+    } else if (block.full(0, block.rows, 0, round_up(block.cols, kPanel<T>))) {
+      f.template operator()<true, false, false>();
+    } else {
+      f.template operator()<true, false>();
+    }
+  }
+}
+
 // Whether products with values can be finished while they are in registers.
 template <class M>
 constexpr bool kFinishesRows = requires { &M::Forward::multiply_only; };
@@ -637,22 +654,10 @@ template <class M, class T = typename M::T>
           if constexpr (!M::rounds_weights && M::finishes_in_registers) {
             if (moderate && transforms_tiles<T>(terms)) {
               const Index outputs = has_outputs[row / M::row_group] ? t.value_dim : 0;
-              const auto weigh = [&]<bool... kKnown>() {
+              with_kind_of_scores<T>(block, terms, bounded, [&]<bool... kKnown>() {
                 const WeighTiles<M, kKnown...> weigh_tiles{rows, block, terms, factor, outputs};
                 matrices.scores(block, row, key, weigh_tiles, ahead);
-              };
-              if (!kLoopsByKind<T> || !is_plain(terms)) {
-                bounded ? weigh.template operator()<true, true>()
-                        : weigh.template operator()<false, true>();
-              } else if constexpr (kLoopsByKind<T>) {
-                if (!bounded) {
-                  weigh.template operator()<false, false>();
-                } else if (block.full(0, block.rows, 0, round_up(block.cols, kPanel<T>))) {
-                  weigh.template operator()<true, false, false>();
-                } else {
-                  weigh.template operator()<true, false>();
-                }
-              }
+              });
               return;
             }
           }
@@ -668,9 +673,8 @@ template <class M, class T = typename M::T>
           const T reach = queries.norm * BlockTail<T>::of(key, key_bytes).norm * factor;
           const auto softmax = [&]<bool kMark>() {
             softmax_rows<M, kMark, kKeep>(
-                rows, block, terms, factor, has_maxima, t.value_dim, &matrices,
-                static_cast<T*>(nullptr),
-                KnownScores{matrices.splits(key) && fuses(reach, factor), bounded});
+                rows, block, terms, factor, t.value_dim,
+                {has_maxima, matrices.splits(key) && fuses(reach, factor), bounded}, &matrices);
           };
           if (kKeep || (flags & kBlockFinite)) {
             softmax.template operator()<false>();

@@ -25,22 +25,7 @@ struct Tile {
   };
 };
 
-// clang-format off: each uses what stands before it
-#include "kernels/exp-inl.h"
-#include "kernels/gemm-inl.h"
-#include "kernels/pack-inl.h"
-#include "kernels/score-inl.h"
-#include "kernels/dropout-inl.h"
-#include "kernels/queries-inl.h"
-#include "kernels/fma_matrices-inl.h"
-#include "kernels/forward-inl.h"
-#include "kernels/backward-inl.h"
-#include "kernels/matrix_kernels-inl.h"
-#include "kernels/jvp-inl.h"
-#include "kernels/decode-inl.h"
-#include "kernels/rope-inl.h"
 #include "kernels/table-inl.h"
-// clang-format on
 
 }  // namespace
 

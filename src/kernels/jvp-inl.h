@@ -86,7 +86,8 @@ void jvp(const JvpTask& task) {
     products(scratch.query, key, scratch.score, scratch.maximum);
     products(all.query_tangent, key, all.weight_tangent, nullptr);
     products(scratch.query, key_tangent, all.product, nullptr);
-    softmax_rows<M, true>(scratch, block, terms, factor, true, t.value_dim, nullptr, slope);
+    softmax_rows<M, true>(scratch, block, terms, factor, t.value_dim, {.maxima = true}, nullptr,
+                          slope);
     for_rows_of_block<M>(block, [&](Index row, Index begin, Index end) {
       const Index at = row * key_block;
       weight_tangent_row(scratch.score + at, all.weight_tangent + at, all.product + at,

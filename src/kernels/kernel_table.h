@@ -254,7 +254,7 @@ struct Tiling {
   Index key_block;
 };
 
-// What depends on how matrices are multiplied: its packed operands and accumulators are its own.
+// What depends on how matrices are multiplied: packed operands, scratch and what accumulators hold.
 struct MatrixKernels {
   Tiling forward_tiling, backward_tiling;
   Index (*packed_bytes)(Operand, const Tiling&, Index cols);
@@ -288,22 +288,11 @@ struct KernelSet : MatrixKernels {
 // How large a head's products are: depth is head_dim + value_dim.
 struct HeadSize {
   Index depth = 0, queries = 0, keys = 0;
-
-  bool reaches(const HeadSize& least) const {
-    return depth >= least.depth && queries >= least.queries && keys >= least.keys;
-  }
 };
 
-// Those that reach one of these; all, if one is left out.
+// Those that are as large as one of these, in all three; all, if one is left out.
 struct HeadSizes {
   HeadSize least[3];
-
-  bool hold(const HeadSize& size) const {
-    for (const HeadSize& one : least) {
-      if (size.reaches(one)) return true;
-    }
-    return false;
-  }
 };
 
 struct KernelTable {

@@ -101,6 +101,46 @@ CATTN_INLINE void exponentiate_row(T* s, Index begin, Index end, T* sum, Probabi
   if (sum) X::store(sum, total);
 }
 
+// The same panel by panel, each given to keep(column, panel). Adds them to the row's sums, and what
+// is multiplied with v to `weight_sum` if M rounds it and does not sum what it keeps.
+template <class M, class T, class F, class Keep>
+CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weight_sum,
+                                      F probability, Keep keep) {
+  using X = Vec<T>;
+  constexpr bool kRounded = M::rounds_weights && !M::Forward::sums_kept;
+  const auto panels = [&]<bool kSum>() {
+    auto total = X::zero(), weight_total = X::zero();
+    if constexpr (kSum) total = X::load(sum);
+    for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
+      typename X::V p[kPanel<T> / X::width];
+      CATTN_UNROLL
+      for (int j = 0; j < kPanel<T> / X::width; ++j) {
+        p[j] = probability(X::load(s + c + j * X::width));
+        if constexpr (kSum) total = X::add(total, p[j]);
+      }
+      if constexpr (kRounded) weight_total = X::add(weight_total, M::sum_rounded(p));
+      keep(c, p);
+    }
+    if constexpr (kRounded) X::store(weight_sum, X::add(X::load(weight_sum), weight_total));
+    if constexpr (kSum) X::store(sum, total);
+  };
+  if (!sum) {
+    panels.template operator()<false>();
+  } else {
+    panels.template operator()<true>();
+  }
+}
+
+// The same with the weights themselves, e^(s - lse).
+template <class T, bool kMark>
+CATTN_INLINE void exponentiate_row_below(T* s, Index begin, Index end, T factor, RowScale<T> row) {
+  const auto by = Vec<T>::set1(factor);
+  ScaledRow<T> of_row;
+  of_row.set(row);
+  exponentiate_row<T, kMark>(s, begin, end, nullptr,
+                             [&](auto score) { return weight_from_lse<T>(score, by, of_row); });
+}
+
 // The probabilities of a row's scores relative to its reference, 2^(factor s - reference), times
 // what rounded weights are kept with.
 template <class M, class T = typename M::T>
@@ -144,36 +184,6 @@ CATTN_INLINE typename Vec<T>::V weight_within_reach(typename Vec<T>::V score,
 template <class T>
 CATTN_INLINE bool fuses(T reference, T factor) {
   return reference <= T(4096) && reference >= T(-4096) && factor <= T(0x1p100);
-}
-
-// The same panel by panel, each given to keep(column, panel). Adds them to the row's sums, and what
-// is multiplied with v to `weight_sum` if M rounds it and does not sum what it keeps.
-template <class M, class T, class F, class Keep>
-CATTN_INLINE void exponentiate_panels(const T* s, Range columns, T* sum, T* weight_sum,
-                                      F probability, Keep keep) {
-  using X = Vec<T>;
-  constexpr bool kRounded = M::rounds_weights && !M::Forward::sums_kept;
-  const auto panels = [&]<bool kSum>() {
-    auto total = X::zero(), weight_total = X::zero();
-    if constexpr (kSum) total = X::load(sum);
-    for (Index c = columns.begin; c < columns.end; c += kPanel<T>) {
-      typename X::V p[kPanel<T> / X::width];
-      CATTN_UNROLL
-      for (int j = 0; j < kPanel<T> / X::width; ++j) {
-        p[j] = probability(X::load(s + c + j * X::width));
-        if constexpr (kSum) total = X::add(total, p[j]);
-      }
-      if constexpr (kRounded) weight_total = X::add(weight_total, M::sum_rounded(p));
-      keep(c, p);
-    }
-    if constexpr (kRounded) X::store(weight_sum, X::add(X::load(weight_sum), weight_total));
-    if constexpr (kSum) X::store(sum, total);
-  };
-  if (!sum) {
-    panels.template operator()<false>();
-  } else {
-    panels.template operator()<true>();
-  }
 }
 
 // What is known of scores that become rounded weights. finite: or -inf; bounded: within reach, or
@@ -223,16 +233,6 @@ class RoundRow {
   typename X::V by_;
   Weights weights_;
 };
-
-// The same with the weights themselves, e^(s - lse).
-template <class T, bool kMark>
-CATTN_INLINE void exponentiate_row_below(T* s, Index begin, Index end, T factor, RowScale<T> row) {
-  const auto by = Vec<T>::set1(factor);
-  ScaledRow<T> of_row;
-  of_row.set(row);
-  exponentiate_row<T, kMark>(s, begin, end, nullptr,
-                             [&](auto score) { return weight_from_lse<T>(score, by, of_row); });
-}
 
 // The lane-wise maximum of a row; NaN is passed over.
 template <class T>
@@ -492,19 +492,19 @@ CATTN_INLINE void softmax_whole_rows(const ForwardScratch<T>& scratch, Index row
 
 // What is known of the scores of a block.
 struct KnownScores {
+  bool maxima = false;   // those of rows, over the panels of their row tile
   bool fuse = false;     // they are finite, and references that are their maxima fuse
   bool bounded = false;  // within reach, as all of the task: that is where the references stay
 };
 
 // From the products of a block to its probabilities, summed but not yet dropped. `factor` is what
-// brings scores to units of log2(e); has_maxima: the rows' maxima over the panels of their row tile
-// are there; `slope` as in transform_rows. Probabilities take the place of the scores, or with
-// kKeep `matrices` keeps them, the way its next product wants them.
+// brings scores to units of log2(e); `slope` as in transform_rows. Probabilities take the place of
+// the scores, or with kKeep `matrices` keeps them, the way its next product wants them.
 template <class M, bool kMark, bool kKeep = false, class T>
 CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBlock& block,
-                               const ScoreTerms& terms, T factor, bool has_maxima, Index value_dim,
-                               const typename M::Forward* matrices = nullptr, T* slope = nullptr,
-                               [[maybe_unused]] KnownScores known = {}) {
+                               const ScoreTerms& terms, T factor, Index value_dim,
+                               KnownScores known, const typename M::Forward* matrices = nullptr,
+                               T* slope = nullptr) {
   using X = Vec<T>;
   constexpr Index stride = ForwardScratch<T>::Tiles::key_block;
   constexpr Index step = kKeep ? kPanel<T> : X::width;
@@ -532,7 +532,7 @@ CATTN_INLINE void softmax_rows(const ForwardScratch<T>& scratch, const ScoreBloc
       return;
     }
   }
-  const bool plain = has_maxima && is_plain(terms);
+  const bool plain = known.maxima && is_plain(terms);
   M::row_tiles(block.rows, [&]<int kRows>(Index r) {
     const Range columns = block.columns(r, kRows);
     const Index count = smaller(kRows, block.rows - r);

@@ -248,8 +248,10 @@ void test_options() {
                     p.scale = scale;
                   });
   }
-  forward_error("negative num_threads", CATTN_ERROR_VALUE, "num_threads",
-                [](cattn_attention& p) { p.num_threads = -1; });
+  for (const int32_t threads : {-1, CATTN_MOST_THREADS + 1, INT32_MAX}) {
+    forward_error("num_threads " + std::to_string(threads), CATTN_ERROR_VALUE, "num_threads",
+                  [&](cattn_attention& p) { p.num_threads = threads; });
+  }
   forward_error("offset without causal", CATTN_ERROR_VALUE, "causal_offset",
                 [](cattn_attention& p) { p.flags = 0; });
   constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -430,6 +432,7 @@ void test_dropout_and_rope() {
   check(rope([](cattn_rope&) {}) == CATTN_OK, "rope in place");
   check(rope([](cattn_rope& p) { p.struct_size = 8; }) == CATTN_ERROR_VALUE, "rope's version");
   check(rope([](cattn_rope& p) { p.cos.data = nullptr; }) == CATTN_ERROR_VALUE, "rope, no cos");
+  check(rope([](cattn_rope& p) { p.num_threads = -1; }) == CATTN_ERROR_VALUE, "rope, threads");
   check(rope([](cattn_rope& p) { p.x.dtype = CATTN_INT64; }) == CATTN_ERROR_TYPE, "integer rope");
   check(rope([](cattn_rope& p) { p.x.dtype = p.out.dtype = CATTN_FLOAT64; }) == CATTN_ERROR_TYPE,
         "float32 tables of float64");
@@ -455,8 +458,10 @@ void test_settings() {
 
   const int32_t usual = cattn_get_num_threads();
   check(usual >= 1, "at least one thread");
-  check(cattn_set_num_threads(-1) == CATTN_ERROR_VALUE && cattn_get_num_threads() == usual,
-        "a negative number of threads");
+  for (const int32_t threads : {-1, CATTN_MOST_THREADS + 1}) {
+    check(cattn_set_num_threads(threads) == CATTN_ERROR_VALUE && cattn_get_num_threads() == usual,
+          "as many threads as " + std::to_string(threads));
+  }
   check(cattn_set_num_threads(5) == CATTN_OK && cattn_get_num_threads() == 5, "five threads");
   check(cattn_set_num_threads(0) == CATTN_OK && cattn_get_num_threads() == usual,
         "back to the default");

@@ -1,4 +1,5 @@
-// A child of a process that has used the library can use it too, threads and all; so can its child.
+// A child of a process that has used the library can use it too, threads and all; so can its child,
+// and that of a process in which something else has used the same OpenMP runtime.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,6 +25,18 @@ bool in_child(F f) {
          WEXITSTATUS(status) == 0;
 }
 
+// What another library may do.
+int run_region_of_two(bool (*in_region)() = nullptr) {
+  int threads = 0;
+#pragma omp parallel num_threads(2) reduction(+ : threads)
+  {
+    threads += 1;
+#pragma omp master
+    if (in_region) threads += in_region() ? 10 : 0;
+  }
+  return threads;
+}
+
 }  // namespace
 
 void test_fork() {
@@ -38,6 +51,9 @@ void test_fork() {
   c.dbias = true;
   c.bias = Shape{1, 500};
   const Attention<float> attention(c);
+  check(run_region_of_two() == 2, "a team of another's");
+  check(in_child([&] { return attention.compute({.threads = 3}).out.size() > 0; }),
+        "the first call, in a child of a process with such a team");
   const Outputs<float> expected = attention.compute({.threads = 3});
   Outputs<float> got = attention.make_outputs();
   const auto same = [&] {
@@ -46,6 +62,16 @@ void test_fork() {
   check(in_child(same), "a call in a child");
   check(in_child([&] { return same() && same() && in_child(same); }), "a call in a grandchild");
   check(same(), "a call in the parent after its children");
+  const auto child_of_region = [] {
+    return in_child([] {
+      Case small;
+      small.rows = small.keys = 70;
+      small.head_dim = small.value_dim = 8;
+      return Attention<float>(small).compute({.threads = 2}).out.size() > 0;
+    });
+  };
+  check(run_region_of_two(child_of_region) == 12, "a call in a child of a parallel region");
+  check(same(), "a call in the parent after that");
 }
 
 }  // namespace cattn::test

@@ -3,12 +3,16 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "attention_case.h"
 #include "check.h"
+#include "core/cores.h"
 #include "core/parallel.h"
 #include "tests.h"
 
@@ -299,9 +303,60 @@ void test_messages() {
   check(mine == cattn_error_message(), "another thread's error changed the message");
 }
 
+// A folder of control groups, and what a process in one of them is granted.
+class ControlGroups {
+ public:
+  ControlGroups() {
+    std::string name = std::filesystem::temp_directory_path() / "cattn-groups-XXXXXX";
+    root_ = mkdtemp(name.data());
+  }
+  ~ControlGroups() { std::filesystem::remove_all(root_); }
+  ControlGroups(const ControlGroups&) = delete;
+  ControlGroups& operator=(const ControlGroups&) = delete;
+
+  void write(const std::string& file, const std::string& text) const {
+    const std::filesystem::path path = root_ / file;
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text << "\n";
+  }
+  double granted(const std::string& membership) const {
+    write("membership", membership);
+    return granted_cores(root_ / "membership", root_);
+  }
+
+ private:
+  std::filesystem::path root_;
+};
+
+void test_granted_cores() {
+  constexpr double kNoQuota = std::numeric_limits<double>::infinity();
+  const ControlGroups groups;
+  check(groups.granted("0::/") == kNoQuota, "no groups");
+  groups.write("a/cpu.max", "max 100000");
+  check(groups.granted("0::/a") == kNoQuota, "a group without a quota");
+  groups.write("a/b/cpu.max", "250000 100000");
+  check(groups.granted("0::/a") == kNoQuota, "the quota of a group below");
+  check(groups.granted("0::/a/b/c") == 2.5, "the quota of a group above");
+  groups.write("a/b/c/cpu.max", "400000 100000");
+  check(groups.granted("0::/a/b/c") == 2.5, "the smallest quota of several");
+  groups.write("cpu.max", "50000 100000");
+  check(groups.granted("0::/a/b") == 0.5, "the quota of a container, which sees it at the root");
+
+  groups.write("cpu/cpu.cfs_quota_us", "-1");
+  groups.write("cpu/cpu.cfs_period_us", "100000");
+  check(groups.granted("4:cpu,cpuacct:/x") == kNoQuota, "version 1, no quota");
+  groups.write("cpu/x/cpu.cfs_quota_us", "300000");
+  groups.write("cpu/x/cpu.cfs_period_us", "100000");
+  check(groups.granted("9:name=systemd:/\n3:cpuset:/y\n4:cpu,cpuacct:/x") == 3, "version 1");
+  check(groups.granted("nonsense\n\n1:cpu:/x/y") == 3, "version 1, a name from outside");
+  check(granted_cores("/no/such/file", "/") == kNoQuota, "no membership");
+  check(usable_cores() >= 1, "a core at least");
+}
+
 }  // namespace
 
 void test_threads() {
+  test_granted_cores();
   test_items();
   test_sections();
   test_phases();
