@@ -105,6 +105,44 @@ def test_the_gil_is_released(dtype):
         thread.join()
 
 
+OTHERS_TEAM = """
+import ctypes, os, signal, sys
+import numpy as np
+if sys.argv[1] == "before":
+    import cattn
+gomp = ctypes.CDLL("libgomp.so.1")
+region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda data: None)
+gomp.GOMP_parallel(region, None, 2, 0)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    import cattn
+    q = np.random.default_rng(0).standard_normal((4, 300, 32), dtype=np.float32)
+    for _ in range(3):
+        ok = (cattn.attention(q, q, q, num_threads=2) == cattn.attention(q, q, q)).all()
+    grandchild = os.fork()
+    if grandchild == 0:
+        signal.alarm(10)
+        cattn.attention(q, q, q, num_threads=2)
+        os._exit(0)
+    ok = ok and os.waitpid(grandchild, 0)[1] == 0
+    os._exit(0 if ok else 1)
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+@posix
+@pytest.mark.skipif(
+    not ctypes.util.find_library("gomp"), reason="another library's OpenMP is GCC's"
+)
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_a_child_of_a_process_in_which_others_used_openmp(imported):
+    """Whether the library was loaded when it forked or not."""
+    process = run_python(OTHERS_TEAM, imported)
+    assert_ran(process)
+    assert process.stdout.split() == ["0"]
+
+
 FEW_THREADS = """
 import resource, numpy as np, cattn
 q = np.random.default_rng(0).standard_normal((1, 64, 512, 64), dtype=np.float32)

@@ -8,7 +8,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,19 +23,37 @@ namespace {
 
 std::atomic<int32_t> g_num_threads{0};
 
+// Whether this process is a forked child that has not executed a program since, as far as the
+// system says.
+bool is_forked_child() {
+#if defined(__linux__)
+  std::ifstream file("/proc/self/stat");
+  std::string text;
+  std::getline(file, text);
+  std::istringstream fields(text.substr(text.rfind(')') + 1));  // the name may hold anything
+  std::string skipped;
+  for (int i = 0; i < 6; ++i) fields >> skipped;
+  constexpr unsigned kForkedWithoutExec = 0x40;
+  unsigned flags = 0;
+  return fields >> flags && (flags & kForkedWithoutExec) != 0;
+#else
+  return false;
+#endif
+}
+
 // An OpenMP runtime keeps the workers of a thread between its parallel regions. A forked child does
 // not inherit them, and libgomp's next region there would wait for them for ever, whoever had begun
 // the one before: this library or another that shares the runtime. So the forking thread gives them
-// back. Within a region it cannot: the child's regions start from a new thread then, which has a
-// team of its own.
-std::atomic<bool> g_team_lost{false};
-bool g_keeps_team = false;  // set and read by the forking thread
+// back. Where that cannot be, within a region, or was not, as the library came later than the fork,
+// the child's regions start from a new thread each, which has a team of its own.
+std::atomic<bool> g_team_lost{is_forked_child()};
+thread_local bool t_keeps_team = false;  // of the forking thread
 
 std::atomic<int32_t> g_calls{0};  // in progress; a forked child has none of the other threads'
 
-void before_fork() { g_keeps_team = omp_pause_resource_all(omp_pause_hard) != 0; }
+void before_fork() { t_keeps_team = g_team_lost || omp_pause_resource_all(omp_pause_hard) != 0; }
 void in_child() {
-  if (g_keeps_team) g_team_lost = true;
+  if (t_keeps_team) g_team_lost = true;
   g_calls = 0;
 }
 
