@@ -385,7 +385,8 @@ void test_tangents() {
   Good good;
   check(cattn_attention_jvp(nullptr) == CATTN_ERROR_VALUE, "forward mode of no problem");
   check(cattn_attention_jvp(&good.problem) == CATTN_ERROR_VALUE, "no tangents");
-  check(std::strstr(cattn_error_message(), "dq: is required") != nullptr, cattn_error_message());
+  check(std::strstr(cattn_error_message(), "dq, the tangent of q: is required") != nullptr,
+        cattn_error_message());
   Good other;
   const auto with = [&](const char* fragment, const Change& change) {
     cattn_attention p = good.problem;
@@ -399,9 +400,10 @@ void test_tangents() {
           std::string("forward mode: ") + cattn_error_message() + " is not about " + fragment);
     check(good.outputs_untouched() && other.outputs_untouched(), "forward mode wrote something");
   };
-  with("dq: shape", [](cattn_attention& p) { p.q_tangent.shape[2] = 2; });
-  with("dk: dtype", [](cattn_attention& p) { p.k_tangent.dtype = CATTN_FLOAT64; });
-  with("dv: shape", [](cattn_attention& p) { p.v_tangent = p.k; });
+  with("dq, the tangent of q: shape", [](cattn_attention& p) { p.q_tangent.shape[2] = 2; });
+  with("dk, the tangent of k: dtype",
+       [](cattn_attention& p) { p.k_tangent.dtype = CATTN_FLOAT64; });
+  with("dv, the tangent of v: shape", [](cattn_attention& p) { p.v_tangent = p.k; });
   with("out_tangent: is required", [](cattn_attention& p) { p.out_tangent.data = nullptr; });
   with("out_tangent", [](cattn_attention& p) { p.out_tangent.shape[3] = 6; });
 }
