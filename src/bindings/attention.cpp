@@ -1,5 +1,6 @@
 #include "bindings/attention.h"
 
+#include <algorithm>
 #include <string>
 
 #include "bindings/gil.h"
@@ -135,10 +136,7 @@ py::object dropout_mask(const std::vector<int64_t>& shape, const py::object& dro
     throw py::value_error("shape: has " + std::to_string(shape.size()) +
                           " axes, expected (..., Hq, Lq, Lk)");
   }
-  for (size_t i = 0; i < shape.size(); ++i) {
-    if (shape[i] < 0) throw py::value_error("shape: has a negative axis");
-    description.shape[i] = shape[i];
-  }
+  std::copy(shape.begin(), shape.end(), description.shape);
   const Argument mask = new_output(description);
   const double probability = parse_number("dropout", dropout);
   const uint64_t number = probability == 0 && seed.is_none() ? 0 : parse_seed(seed);

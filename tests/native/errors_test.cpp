@@ -417,6 +417,19 @@ void test_dropout_and_rope() {
   cattn_array wrong = mask;
   wrong.dtype = CATTN_FLOAT32;
   check(cattn_dropout_mask(0.5, 0, &wrong) == CATTN_ERROR_TYPE, "a float dropout mask");
+  const auto refused = [](const cattn_array* array, const char* message) {
+    check(cattn_dropout_mask(0.5, 0, array) == CATTN_ERROR_VALUE, message);
+    check(std::strstr(cattn_error_message(), message) != nullptr, cattn_error_message());
+  };
+  refused(nullptr, "mask: is required");
+  wrong = mask;
+  wrong.data = nullptr;
+  refused(&wrong, "mask: is required");
+  for (const int axis : {0, 2}) {
+    wrong = mask;
+    wrong.strides[axis] *= 2;
+    refused(&wrong, "mask: must be contiguous");
+  }
   check(kept[0] == Memory::kPoison, "a refused dropout mask was written");
   check(cattn_dropout_mask(0.5, 0, &mask) == CATTN_OK && kept[29] <= 1, "a dropout mask");
 
